@@ -15,7 +15,16 @@ NAVIGATION = {
         "Guides": ("guides/newcomer", "guides/data-scientist", "guides/operator", "guides/analyst"),
         "Examples": ("../examples/README", "notebook"),
         "Use": (
-            *("commands", "wire-contract", "mapping", "declaring-features", "dead-letters", "analyst", "console"),
+            *(
+                "commands",
+                "wire-contract",
+                "mapping",
+                "declaring-features",
+                "rules",
+                "dead-letters",
+                "analyst",
+                "console",
+            ),
             *("replay", "backtest", "backtest-report", "export"),
         ),
         "Operate": ("deployment", "security", "operating", "sizing", "snapshots", "protection", "broker", "chaos"),

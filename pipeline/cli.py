@@ -38,6 +38,7 @@ COMMANDS: Final = {
         ("rates", "Publish rate tables, and list those that are."),
         ("replay", "Feed a file of transactions through the topics."),
         ("retrain", "Renew the active LightGBM version, and roll back what does harm."),
+        ("rules", "Check rules in files, and bring them from draft to active."),
         ("run", "Run the whole pipeline on simulated transactions."),
         ("show", "Show what was decided about a transaction or a card, and why."),
         ("simulate", "Write simulated transactions to a file."),

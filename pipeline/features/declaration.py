@@ -136,11 +136,12 @@ def resolved(declaration: Declaration) -> Declaration:
     base = packaged_declaration().features
     if declaration.extends == "all":
         # Of two tables of a feature the last says whether it is trained on.
-        base = (*map(_untrained, BUILT_IN.values()), *base)
+        base = (*map(table_of, BUILT_IN.values()), *base)
     return msgspec.structs.replace(declaration, extends="none", features=(*base, *declaration.features))
 
 
-def _untrained(feature: Feature) -> DeclaredFeature:
+def table_of(feature: Feature) -> DeclaredFeature:
+    """Return the table that declares a built-in feature, and leaves it out of trainings."""
     if feature.entity == "transaction":
         return DeclaredFeature(feature.entity, "value", feature.aggregate, train=False)
     windows = (feature.window,) if feature.window else ()

@@ -31,7 +31,7 @@ from pipeline.scoring.errors import ModelError
 from pipeline.scoring.lightgbm_model import LightGBMModel, needed_features
 from pipeline.scoring.payload import VERSION_DIGITS
 from pipeline.settings import Settings
-from schemas.messages import Assessment, LearningSwitch
+from schemas.messages import Activation, Assessment, LearningSwitch
 
 
 class ChangeAuthor(NamedTuple):
@@ -195,7 +195,7 @@ class VersionChanges:
             was = f"was {found[-1].outcome}" if found else "was not proposed"
             raise ModelError(f"LightGBM version {model.version} {was}: approve one that `models propose` has accepted")
         proposal = found[-1]
-        _refuse_proposer(self.history, proposal, author.by, self._writer.key_id)
+        refuse_proposer(self.history, proposal, author.by, self._writer.key_id, "this version")
         active, _ = self._models()
         champion = self.known.find(active, LIGHTGBM)
         # A version of a cold start or of an earlier release does not tell all of its recipe: itself it is the same.
@@ -344,22 +344,24 @@ def refuse_unapproved(history: VersionHistory, what: str, digest: str = "") -> N
         )
 
 
-def _refuse_proposer(history: VersionHistory, proposal: Assessment, by: str, key_id: str) -> None:
-    """Refuse the approval of a version by whoever has proposed it.
+def refuse_proposer(
+    history: VersionHistory, proposal: Assessment | Activation, by: str, key_id: str, what: str
+) -> None:
+    """Refuse the approval of a version or a rule by whoever has proposed it.
 
     Where records are not signed, and ``key_id`` is empty, names are compared, which nobody can verify.
     """
     if not key_id:
         if proposal.by.strip().casefold() == by.strip().casefold():
-            raise ModelError(f"{proposal.by} has proposed this version: somebody else has to approve it")
+            raise ModelError(f"{proposal.by} has proposed {what}: somebody else has to approve it")
         return
     signer = history.signer(proposal)
     if signer is None:
-        raise ModelError("the proposal of this version was not signed: propose it again, signed")
+        raise ModelError(f"the proposal of {what} was not signed: propose it again, signed")
     if signer == key_id:
         raise ModelError(
-            f"this version was proposed with the key that you sign with ({signer}): somebody else has to approve it, "
-            "with a key of their own"
+            f"{what} was proposed with the key that you sign with ({signer}): somebody else has to approve it, with a "
+            "key of their own"
         )
 
 

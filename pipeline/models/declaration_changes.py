@@ -5,6 +5,7 @@ from datetime import UTC, datetime, timedelta
 from typing import NamedTuple
 
 from pipeline.decision.policy import compared_features
+from pipeline.decision.rules import RULES, names_read
 from pipeline.features.declaration import Declaration
 from pipeline.features.feature_set import FeatureSet
 from pipeline.models.known import KnownVersions
@@ -116,7 +117,7 @@ def refuse_missing(made: FeatureSet, needed_by: Iterator[tuple[str, set[str]]]) 
         needed_by: Description of each version, and the features that it needs.
     """
     for version, names in needed_by:
-        if missing := sorted(names.difference(made.features)):
+        if missing := sorted(names.difference(made.features, made.numbers, made.texts)):
             raise FeaturesError(
                 f"{version} needs {', '.join(missing[:5])}, which this declaration lacks: declare it, or make a "
                 "version active first that does without"
@@ -124,7 +125,7 @@ def refuse_missing(made: FeatureSet, needed_by: Iterator[tuple[str, set[str]]]) 
 
 
 def needed(history: VersionHistory, known: KnownVersions) -> Iterator[tuple[str, set[str]]]:
-    """Yield a description of each active and shadow version, and the features that it needs."""
+    """Yield a description of each active and shadow version, and the features and fields that it needs."""
     bundles = history.bundles()
     if bundles:
         active = bundles[-1]
@@ -133,6 +134,9 @@ def needed(history: VersionHistory, known: KnownVersions) -> Iterator[tuple[str,
             needed_features(_payload(known, active.lightgbm)),
         )
         yield f"the active policy {active.policy.version}", compared_features(_payload(known, active.policy))
+    references = [reference for activation in history.activations for reference in activation.versions]
+    for rules in [reference for reference in references if reference.name == RULES][-1:]:
+        yield f"the active set of rules {rules.version}", names_read(_payload(known, rules))
     for shadow in _shadows(history):
         yield f"LightGBM version {shadow.version} in the shadow", needed_features(_payload(known, shadow))
 

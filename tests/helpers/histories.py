@@ -17,7 +17,8 @@ START_US = 1_709_251_200 * SECOND
 _TRANSACTION = {
     "transaction_id": pa.string(), "event_time": pa.timestamp("us", "UTC"), "card_id": pa.string(),
     "merchant_id": pa.string(), "amount": pa.string(), "currency": pa.string(), "transaction_type": pa.string(),
-    "local_time": pa.string(), "timestamp": pa.timestamp("us", "UTC"), "sequence": pa.int64(),
+    "local_time": pa.string(), "country": pa.string(), "device_id": pa.string(), "mcc": pa.string(),
+    "timestamp": pa.timestamp("us", "UTC"), "sequence": pa.int64(),
 }  # fmt: skip
 _LABEL = {
     "transaction_id": pa.string(), "card_id": pa.string(), "label": pa.string(), "source": pa.string(),
@@ -76,7 +77,12 @@ def _table(history: list[Happening], kind: str, types: dict[str, pa.DataType]) -
         for sent_record in history
         if sent_record.kind == kind
     ]
-    return pa.table({name: pa.array([row.get(name) for row in rows], type) for name, type in types.items()})
+    return pa.table(
+        {
+            name: pa.array([row.get(name) if name != "mcc" else str(row[name]) for row in rows], type)
+            for name, type in types.items()
+        }
+    )
 
 
 def busy_history(seed: int, size: int = 500, *, invalid: float = 0.06) -> list[Happening]:
@@ -129,6 +135,9 @@ def _transaction(random: np.random.Generator, number: int, now_us: int) -> tuple
         "currency": currency,
         "transaction_type": type_,
         "local_time": local,
+        "country": ("DE", "FR", None, "Österreich")[number % 4],
+        "device_id": f"d{number % 13}",
+        "mcc": 5_400 + number % 3,
     }, now_us
 
 

@@ -141,6 +141,13 @@ def blocks(stage: Stage, cluster: Cluster) -> None:
     stage.words["2 41277"] = "0 0"
 
 
+def rules(stage: Stage, cluster: Cluster) -> None:
+    cluster.publish()
+    cluster.command("rules", "retire", "large-amount", "--reason", "The page begins without rules.", code=0)
+    (stage.directory / "rules").mkdir()
+    (stage.directory / "rules/card-testing.sql").write_bytes((ROOT / "examples/rules/card-testing.sql").read_bytes())
+
+
 SCENES: dict[str, Callable[[Stage, Cluster], None]] = {
     "docs/analyst.md": desk,
     "docs/dead-letters.md": dead_letters,
@@ -149,6 +156,7 @@ SCENES: dict[str, Callable[[Stage, Cluster], None]] = {
     "docs/models.md": models,
     "docs/operating.md": held,
     "docs/replay.md": replay,
+    "docs/rules.md": rules,
     "docs/wire-contract.md": blocks,
 }
 

@@ -42,7 +42,9 @@ def models() -> ActiveModels:
         [
             rule("busy", "card_count_1h > 0"),
             rule("abroad", "country <> 'DE' and river > 0 and score between 0 and 1 and amount > 10", state="shadow"),
-            rule("device", "device_id like 'd%1' or merchant_id = 'm1' or channel is null", action="tag"),
+            rule("device", "device_id like 'd%1' or merchant_id = 'm1' or mcc = '5401'", action="tag"),
+            rule("odd", "lower(country) > 'e' or country < transaction_type", state="shadow"),
+            rule("draft", "amount > 0", state="draft"),
         ]
     )
     policy = Policy(0.5, blend=0.7, audit_rate=0.05, lightgbm_version=base.version)
@@ -96,6 +98,9 @@ def live_frame(live: Live) -> pd.DataFrame:
                 "river_version": decision.versions.river,
                 "policy_version": decision.versions.policy,
                 "rates_version": decision.versions.rates,
+                "rules_version": decision.versions.rules,
+                "rule_hits": decision.rule_hits or (),
+                "shadow_hits": decision.shadow_hits or (),
                 **{f"feature_{name}": decision.features[name] for name in FEATURES},
             }
             for decision in live.decisions
@@ -105,6 +110,10 @@ def live_frame(live: Live) -> pd.DataFrame:
 
 def assert_same(parts: list[Decisions], live: Live) -> None:
     expected, found = live_frame(live), frame(parts)
+    for name in ("rule_hits", "shadow_hits"):
+        found[name] = [*map(tuple, found[name])]
+        expected[name] = [*map(tuple, expected[name])]
+        assert len(set(found[name])) > 2, name
     assert len(found) == len(expected) > 0
     for name in expected:
         left, right = found[name], expected[name]

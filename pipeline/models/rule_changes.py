@@ -1,0 +1,203 @@
+"""Changes of the active set of rules by a person: each is checked, and publishes the next set."""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, NamedTuple, Self
+
+from msgspec.structs import replace
+
+from pipeline.decision.rules import RULES, Rule, RuleSet, State, condition_of, names_read
+from pipeline.expressions.trees import fields_in
+from pipeline.features.feature_set import FeatureSet
+from pipeline.models.changes import ChangeAuthor, refuse_proposer
+from pipeline.models.library import PublishedVersions
+from pipeline.models.publish import ControlWriter, ModelChange, VersionToPublish
+from pipeline.models.published_files import PublishedFiles
+from pipeline.scoring.errors import ModelError
+from pipeline.settings import Settings
+from schemas.messages import Activation
+
+
+class RuleChange(NamedTuple):
+    """A difference between two sets of rules."""
+
+    code: str
+    before: Rule | None
+    """The version that goes; None where there was none."""
+    after: Rule | None
+    """The version that comes; None where there is none."""
+
+
+def differences(before: RuleSet, after: RuleSet) -> list[RuleChange]:
+    """Return in what two sets differ, by code; a version that only moves on to another state is one change."""
+    found = []
+    for code in sorted({rule.code for rule in (*before.rules, *after.rules)}):
+        old = [rule for rule in before.rules if rule.code == code and rule not in after.rules]
+        new = [rule for rule in after.rules if rule.code == code and rule not in before.rules]
+        for rule in new:
+            same = next((each for each in old if each.meaning == rule.meaning), None)
+            replaced = same or next((each for each in old if each.is_active == rule.is_active), None)
+            if replaced is not None:
+                old.remove(replaced)
+            found.append(RuleChange(code, replaced, rule))
+        found += [RuleChange(code, rule, None) for rule in old]
+    return found
+
+
+def applied(before: RuleSet, files: Iterable[Rule]) -> RuleSet:
+    """Return a set with the rules of files: one that is new, or says something else than its code's, is a draft.
+
+    A draft or a rule in shadow goes where the file says what the active version says.
+    """
+    after = before
+    for rule in files:
+        active, candidate = (before.find(rule.code, active=is_active) for is_active in (True, False))
+        if active is not None and active.meaning == rule.meaning:
+            after = after.without(rule.code, active=False)
+        elif candidate is None or candidate.meaning != rule.meaning:
+            after = after.with_rules(rule)
+    return after
+
+
+class RuleChanges:
+    """Makes changes on one cluster, from what was there when this object was made: if somebody else came since, none.
+
+    Args:
+        published: The cluster's versions.
+        writer: Writes to the cluster.
+        settings: Settings of the cluster.
+        declared: Returns the features of the cluster's active declaration, None without one.
+
+    Raises:
+        ModelError: By every method: there is no such rule, or it cannot take this step.
+        DeliveryFailed: By every method that makes a change: nothing became active.
+    """
+
+    def __init__(
+        self,
+        published: PublishedVersions,
+        writer: ControlWriter,
+        settings: Settings,
+        declared: Callable[[], FeatureSet | None] = lambda: None,
+    ) -> None:
+        self._published, self._writer, self._settings, self._declared = published, writer, settings, declared
+
+    @classmethod
+    def on(cls, bootstrap: str, settings: Settings, *, fence: bool = True) -> Self:
+        """Read a cluster; ``fence`` takes the right to write on ``control`` before, to make a change."""
+        writer = ControlWriter(bootstrap, settings)
+        if fence:
+            writer.fence()
+
+        def declared() -> FeatureSet | None:
+            files = PublishedFiles(bootstrap, settings)
+            files.refresh()
+            active = files.active_declaration()
+            return None if active is None else FeatureSet(active)
+
+        return cls(PublishedVersions.on(bootstrap, settings), writer, settings, declared)
+
+    @property
+    def rules(self) -> RuleSet:
+        """The active set."""
+        return self._published.model_set.rules
+
+    def history(self, code: str) -> Iterator[tuple[Activation, dict[str, Any]]]:
+        """Yield the activations that changed a rule, oldest first, and what each changed."""
+        for activation in self._published.history.activations:
+            for change in activation.figures.get("rules", ()):
+                if change["code"] == code:
+                    yield activation, change
+
+    def apply(self, files: Sequence[Rule], author: ChangeAuthor) -> RuleSet:
+        """Make the rules of files drafts; see `applied`."""
+        return self._write(applied(self.rules, files), author)
+
+    def publish(self, rule: Rule | str, author: ChangeAuthor) -> RuleSet:
+        """Put a rule in shadow: a draft by its code, or one of a file."""
+        found = rule if isinstance(rule, Rule) else self._candidate(rule, "draft")
+        return self._write(self.rules.with_rules(replace(found, state="shadow")), author)
+
+    def activate(self, code: str, author: ChangeAuthor) -> RuleSet:
+        """Make a rule in shadow active, in place of the version that was."""
+        found = self._candidate(code, "shadow")
+        if self._settings.second_approval:
+            published = [event for event, change in self.history(code) if change["after"] == "shadow"]
+            refuse_proposer(self._published.history, published[-1], author.by, self._writer.key_id, f"rule {code!r}")
+        return self._write(self.rules.without(code).with_rules(replace(found, state="active")), author)
+
+    def retire(self, code: str, author: ChangeAuthor) -> RuleSet:
+        """Take a rule out of the set, with what was to follow it."""
+        if not any(rule.code == code for rule in self.rules.rules):
+            raise ModelError(_no_rule(code, self.rules))
+        return self._write(self.rules.without(code), author)
+
+    def adopt(self, author: ChangeAuthor) -> RuleSet:
+        """Move the rules of the active policy to the set, where they stay active, and make a policy without active."""
+        policy = self._published.model_set.policy
+        if policy is None or not policy.old_rules:
+            raise ModelError("the active policy has no rules of its own: there is nothing to adopt")
+        adopted = [old.adopted(author.by) for old in policy.old_rules]
+        after = RuleSet([*self.rules.rules, *adopted])
+        return self._write(after, author, VersionToPublish.from_models(policy.replace(old_rules=())))
+
+    def _candidate(self, code: str, state: State) -> Rule:
+        found = self.rules.find(code, active=False)
+        if found is None:
+            raise ModelError(_no_rule(code, self.rules))
+        if found.state != state:
+            raise ModelError(
+                f"rule {code!r} is {_named(found.state)}: only one that is {_named(state)} takes this step"
+            )
+        return found
+
+    def _write(self, after: RuleSet, author: ChangeAuthor, others: Sequence[VersionToPublish] = ()) -> RuleSet:
+        """Write a set that differs from the active one, and its activation."""
+        if not (changes := differences(self.rules, after)):
+            raise ModelError("the active set says this already: nothing is to be changed")
+        self._refuse_unreadable(after)
+        policy = self._published.model_set.policy
+        of_policy = {rule.code for rule in policy.old_rules} if policy is not None and not others else set()
+        if twice := sorted(of_policy & {rule.code for rule in after.rules}):
+            raise ModelError(
+                f"the active policy has a rule {twice[0]!r} of its own: run `fraud-pipeline rules adopt` first"
+            )
+        step = ModelChange(
+            RULES,
+            author.by,
+            author.reason,
+            {
+                "before": {RULES: self.rules.version},
+                RULES: [
+                    {"code": code, "before": old and old.state, "after": new.state if new else "retired"}
+                    for code, old, new in changes
+                ],
+            },
+        )
+        contents = [*VersionToPublish.from_models(after), *others]
+        self._writer.activate(self._writer.contents(contents), step)
+        return after
+
+    def _refuse_unreadable(self, after: RuleSet) -> None:
+        """Refuse a set that reads what is not declared on the cluster, or does not reach the workers."""
+        declared = self._declared()
+        read = names_read(after.payload)
+        known = () if declared is None else (*declared.features, *declared.numbers, *declared.texts)
+        if declared is not None and (missing := sorted(read.difference(known))):
+            raise ModelError(
+                f"rules read {', '.join(missing[:5])}, which the cluster's active declaration of features lacks: "
+                "publish one with it first (fraud-pipeline features publish)"
+            )
+        texts = {name for rule in after.rules for name in fields_in(condition_of(rule))}
+        if dropped := sorted(texts & self._settings.dropped_names):
+            raise ModelError(
+                f"rules read {', '.join(dropped)}, which FRAUD_PIPELINE_DROPPED_FIELDS keeps out of profiled: let it in"
+            )
+
+
+def _named(state: State) -> str:
+    return {"draft": "a draft", "shadow": "in shadow", "active": "active"}[state]
+
+
+def _no_rule(code: str, rules: RuleSet) -> str:
+    listed = ", ".join(dict.fromkeys(rule.code for rule in rules.rules)) or "none"
+    return f"the active set has no such rule {code!r}; it has {listed}"
