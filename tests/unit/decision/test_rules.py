@@ -1,0 +1,115 @@
+"""A set of rules: what it refuses, and what its hits do."""
+
+import msgspec
+import numpy as np
+import pytest
+from msgspec.structs import replace
+
+from pipeline.decision.rules import MOST_HITS, MOST_RULES, PolicyRule, RuleSet, joined, names_read
+from pipeline.scoring.errors import ModelError
+from tests.helpers.champion import rule
+
+COLUMNS = {"amount": np.array([1.0, 10.0, 100.0]), "country": ["DE", None, "FR"], "score": np.array([0.1, 0.2, 0.3])}
+
+
+def codes(rules: RuleSet) -> list[tuple[list[str], list[str]]]:
+    return [rules.named(numbers) for numbers in rules.hits(COLUMNS.__getitem__, 3)]
+
+
+def test_states_and_actions_decide_what_a_hit_does() -> None:
+    rules = RuleSet(
+        [
+            rule("any", "amount > 0", action="tag"),
+            rule("draft", "amount > 0", state="draft"),
+            rule("abroad", "country <> 'DE' and score > 0.2"),
+            rule("large", "amount >= 10", severity="critical"),
+            rule("watched", "amount >= 10", state="shadow", severity="critical"),
+        ]
+    )
+
+    assert codes(rules) == [(["any"], []), (["large", "any"], ["watched"]), (["large", "abroad", "any"], ["watched"])]
+    assert rules.alerts(rules.hits(COLUMNS.__getitem__, 3)).tolist() == [False, True, True]
+    assert rules.texts == ("country",)
+
+
+def test_a_decision_names_twenty_hits_at_most() -> None:
+    rules = RuleSet([rule(f"r{number:03}", "amount > 0", state="shadow") for number in range(30)])
+    rules = rules.with_rules(*(rule(f"a{number:03}", "amount > 0") for number in range(15)))
+
+    active, shadow = codes(rules)[0]
+
+    assert active == [f"a{number:03}" for number in range(15)]
+    assert shadow == [f"r{number:03}" for number in range(MOST_HITS - 15)]
+
+
+def test_a_code_has_one_version_that_acts_and_one_that_does_not() -> None:
+    first, edited = rule("a", "amount > 1"), rule("a", "amount > 2", state="shadow")
+    both = RuleSet([first]).with_rules(edited)
+
+    assert [each.state for each in both.rules] == ["active", "shadow"]
+    assert (both.find("a", active=True), both.find("a", active=False)) == (first, edited)
+    assert both.with_rules(replace(edited, state="draft")).rules == (first, replace(edited, state="draft"))
+    assert both.without("a", candidate=False).rules == (edited,)
+    assert both.without("a", active=False).rules == (first,)
+    assert both.without("a").rules == ()
+
+
+def test_equal_sets_have_one_version() -> None:
+    rules = [rule("b", "amount > 1"), rule("a", "country = 'DE'", state="draft")]
+    made = RuleSet(rules)
+
+    assert made.version == RuleSet(rules[::-1]).version == RuleSet.from_payload(made.payload).version
+    assert RuleSet.from_payload(made.payload).rules == made.rules
+    assert names_read(made.payload) == {"amount"} - {"amount"}
+    assert names_read(RuleSet([rule("c", "hour < 5 and card_count_1h > score")]).payload) == {"hour", "card_count_1h"}
+
+
+@pytest.mark.parametrize(
+    ("rules", "complaint"),
+    [
+        ([rule("a", "amount > 1"), rule("a", "amount > 2")], "two rules have the code 'a'"),
+        ([rule("a", "amount > 1", state=state) for state in ("draft", "shadow")], "two rules have the code 'a'"),
+        ([rule("", "amount > 1")], "1 to 100 characters"),
+        ([rule("a\nb", "amount > 1")], "on one line"),
+        ([rule("a" * 101, "amount > 1")], "1 to 100 characters"),
+        ([rule("a", "amount > 1", owner=" ")], "rule 'a' needs its owner"),
+        ([rule("a", "amount > 1", reason="x" * 1_001)], "needs its reason, in at most 1,000"),
+        ([rule("a", "amount > 1", tree={"grammar": 2, "tree": []})], "rule 'a': grammar 2 is unknown"),
+        ([rule("a", "amount > 1", tree={"grammar": 1, "tree": ["field", "amount"]})], "amount is a number"),
+        ([rule(f"r{number}", "amount > 1") for number in range(MOST_RULES + 1)], "at most 1000 rules"),
+    ],
+)
+def test_sets_that_make_no_sense_are_refused(rules: list, complaint: str) -> None:
+    with pytest.raises(ModelError, match=complaint):
+        RuleSet(rules)
+
+
+def test_a_rule_of_an_unknown_state_or_feature_is_refused_on_reading() -> None:
+    payload = RuleSet([rule("a", "amount > 1")]).payload
+    for old, new in ((b'"active"', b'"asleep"'), (b'"field","amount"', b'"field","missing"'), (b'"rules",', b'"x",')):
+        with pytest.raises(ModelError):
+            RuleSet.from_payload(payload.replace(old, new, 1))
+
+
+@pytest.mark.parametrize(
+    ("op", "expected"),
+    [
+        (">", [False, False, True, False]),
+        (">=", [False, True, True, False]),
+        ("<", [True, False, False, False]),
+        ("<=", [True, True, False, False]),
+        ("==", [False, True, False, False]),
+        ("!=", [True, False, True, False]),
+    ],
+)
+def test_a_policy_s_rules_do_as_before_until_the_set_has_their_code(op: str, expected: list[bool]) -> None:
+    olds = (PolicyRule(code="X", feature="amount", op=op, value=2.0, sentence="X."),)
+    amounts = {"amount": np.array([1.0, 2.0, 3.0, np.nan])}
+    tags = RuleSet([rule("tag", "amount > 2", action="tag")])
+    both = joined(tags, olds)
+
+    assert both.alerts(both.hits(amounts.__getitem__, 4)).tolist() == expected
+    assert both.version == tags.version
+    assert [each.code for each in joined(RuleSet([rule("X", "amount > 2")]), olds).evaluated] == ["X"]
+    adopted = olds[0].adopted("dana")
+    assert RuleSet([msgspec.json.decode(msgspec.json.encode(adopted), type=type(adopted))]).rules == (adopted,)

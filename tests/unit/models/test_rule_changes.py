@@ -1,0 +1,140 @@
+"""Changes of the set of rules: the steps of a rule, who may take them, and what is written."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from msgspec.structs import replace
+
+from pipeline.decision.rules import NO_RULES, PolicyRule, Rule
+from pipeline.features.feature_set import FeatureSet
+from pipeline.models.changes import ChangeAuthor
+from pipeline.models.declaration_changes import needed
+from pipeline.models.known import KnownVersions
+from pipeline.models.rule_changes import RuleChanges, applied, differences
+from pipeline.scoring.errors import ModelError
+from pipeline.settings.features_file import read_features_file
+from tests.helpers.champion import policy, rule
+from tests.helpers.models import small_model
+from tests.unit.models.test_model_changes import DANA, Cluster
+
+MONA = ChangeAuthor("mona", "It is good.")
+A = rule("a", "amount > 5", state="draft")
+B = rule("b", "country = 'FR'", state="draft")
+
+
+@pytest.fixture
+def cluster(tmp_path: Path) -> Cluster:
+    made = Cluster(tmp_path)
+    made.publish(small_model(), policy())
+    return made
+
+
+def changes(cluster: Cluster, **options: Any) -> RuleChanges:
+    return RuleChanges(cluster.published(), cluster, cluster._settings, **options)
+
+
+def states(cluster: Cluster) -> list[tuple[str, str]]:
+    return [(each.code, each.state) for each in cluster.published().model_set.rules.rules]
+
+
+def test_a_rule_takes_one_step_after_the_other(cluster: Cluster) -> None:
+    assert changes(cluster).rules is NO_RULES
+    changes(cluster).apply([A, B], DANA)
+    with pytest.raises(ModelError, match="rule 'a' is a draft: only one that is in shadow"):
+        changes(cluster).activate("a", DANA)
+    changes(cluster).publish("a", DANA)
+    with pytest.raises(ModelError, match="rule 'a' is in shadow: only one that is a draft"):
+        changes(cluster).publish("a", DANA)
+    changes(cluster).activate("a", MONA)
+    assert states(cluster) == [("a", "active"), ("b", "draft")]
+    active = cluster.published().model_set.active
+    assert active is not None
+    assert active.versions("r").rules == changes(cluster).rules.version
+    with pytest.raises(ModelError, match="no such rule 'c'; it has a, b"):
+        changes(cluster).retire("c", DANA)
+    changes(cluster).retire("a", DANA)
+    assert states(cluster) == [("b", "draft")]
+    steps = [(event.by, change["before"], change["after"]) for event, change in changes(cluster).history("a")]
+    assert steps == [
+        ("dana", None, "draft"),
+        ("dana", "draft", "shadow"),
+        ("mona", "shadow", "active"),
+        ("dana", "active", "retired"),
+    ]
+
+
+def test_an_edited_rule_stands_beside_the_active_one_until_it_replaces_it(cluster: Cluster) -> None:
+    edited = rule("a", "amount > 50", state="draft")
+    changes(cluster).publish(A, DANA)
+    changes(cluster).activate("a", DANA)
+    with pytest.raises(ModelError, match="says this already"):
+        changes(cluster).apply([A], DANA)
+    changes(cluster).apply([edited], DANA)
+    changes(cluster).publish("a", DANA)
+    assert states(cluster) == [("a", "active"), ("a", "shadow")]
+    assert applied(changes(cluster).rules, [edited]).rules == changes(cluster).rules.rules, "it goes on in shadow"
+    withdrawn = applied(changes(cluster).rules, [A])
+    assert [each.state for each in withdrawn.rules] == ["active"]
+    assert [change.after for change in differences(changes(cluster).rules, withdrawn)] == [None]
+    changes(cluster).activate("a", DANA)
+    assert [each.expression for each in changes(cluster).rules.rules] == ["amount > 50"]
+
+
+def test_a_second_person_activates_where_one_is_asked_for(cluster: Cluster, tmp_path: Path) -> None:
+    changes(cluster).publish(A, DANA)
+    cluster._settings = cluster._settings.model_copy(update={"second_approval": True})
+    with pytest.raises(ModelError, match="dana has proposed rule 'a'"):
+        changes(cluster).activate("a", ChangeAuthor(" Dana", "Again."))
+    changes(cluster).activate("a", MONA)
+    assert states(cluster) == [("a", "active")]
+
+
+def test_rules_of_a_policy_move_with_it_at_once(cluster: Cluster) -> None:
+    old = PolicyRule(code="a", feature="amount", op=">", value=5.0, sentence="More than 5.")
+    with pytest.raises(ModelError, match="there is nothing to adopt"):
+        changes(cluster).adopt(DANA)
+    cluster.publish(policy(0.7, old_rules=(old,)))
+    with pytest.raises(ModelError, match="the active policy has a rule 'a' of its own"):
+        changes(cluster).publish(A, DANA)
+    changes(cluster).publish(B, DANA)
+    changes(cluster).adopt(DANA)
+    made = cluster.published().model_set
+    assert made.policy is not None
+    assert (made.policy.threshold, made.policy.old_rules) == (0.7, ())
+    assert states(cluster) == [("a", "active"), ("b", "shadow")]
+    moved = made.rules.rules[0]
+    assert (moved.reason, moved.expression, moved.owner, moved.action) == (
+        "More than 5.",
+        "amount > 5",
+        "dana",
+        "alert",
+    )
+    assert {reference.name for reference in cluster.items[-1].versions} == {"rules", "policy"}
+
+
+def test_what_workers_cannot_read_is_refused(cluster: Cluster) -> None:
+    few = FeatureSet(read_features_file(b'extends = "none"\n', "features.toml"))
+    with pytest.raises(ModelError, match="rules read card_count_1h, which the cluster's active declaration"):
+        changes(cluster, declared=lambda: few).publish(rule("a", "card_count_1h > 5"), DANA)
+    changes(cluster, declared=lambda: few).publish(A, DANA)
+    cluster._settings = cluster._settings.model_copy(update={"dropped_fields": "country"})
+    with pytest.raises(ModelError, match="rules read country, which FRAUD_PIPELINE_DROPPED_FIELDS"):
+        changes(cluster).publish(B, DANA)
+
+
+def test_a_declaration_keeps_what_the_active_rules_read(cluster: Cluster) -> None:
+    changes(cluster).publish(rule("a", "card_count_1h > 5 and hour < 5 and country = 'DE' and score > 0.5"), DANA)
+    history = cluster.published()
+    needs = dict(needed(history.history, KnownVersions(cluster.registry, history)))
+    version = changes(cluster).rules.version
+    assert needs[f"the active set of rules {version}"] == {"card_count_1h", "hour"}
+
+
+def test_differences_name_the_version_that_goes_and_the_one_that_comes() -> None:
+    before, after = applied(NO_RULES, [A, B]), applied(NO_RULES, [A])
+    active: Rule = replace(A, state="active")
+    assert differences(before, after) == [("b", B, None)]
+    assert differences(after, before) == [("b", None, B)]
+    assert differences(after, after.without("a").with_rules(active)) == [("a", A, active)]
+    assert differences(after, after) == []

@@ -1,0 +1,86 @@
+"""Files of rules are read, or refused in a sentence that points at the character."""
+
+from pathlib import Path
+
+import pytest
+
+from pipeline.decision.rules import FIELDS
+from pipeline.expressions.trees import Condition, check_tree, text_of
+from pipeline.settings import rule_files
+from pipeline.settings.rule_files import RuleFileError, missing_lines, read_directory, read_rule
+
+HEAD = "-- code: abroad\n-- owner: dana\n-- reason: Far away: it is rare.\n"
+
+
+def written(directory: Path, text: str, name: str = "a.sql") -> Path:
+    path = directory / name
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def test_a_file_is_a_draft_with_its_text_and_tree(tmp_path: Path) -> None:
+    text = "-- action: tag\n-- severity: high\n\n" + HEAD + "\n  amount > 5\n  and country not in ('DE', 'AT')\n\n"
+    rule = read_rule(written(tmp_path, text)).rule
+
+    assert (rule.code, rule.owner, rule.reason) == ("abroad", "dana", "Far away: it is rare.")
+    assert (rule.severity, rule.action, rule.state) == ("high", "tag", "draft")
+    assert rule.expression == "amount > 5\n  and country not in ('DE', 'AT')"
+    assert text_of(check_tree(rule.tree, FIELDS)) == "amount > 5 and country not in ('DE', 'AT')"
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        (HEAD + "amount > 5 and\n\n  cuntry = 'DE'", "line 6, character 3: there is no field cuntry; did you mean"),
+        (HEAD + "amount > '5'", "line 4, character 10: > mixes amount, a number, and '5', a text"),
+        (HEAD + "amount > 5 or", "line 4, character 12: the condition cannot be read"),
+        (HEAD + "é = 5", "line 4, character 1: é = 5 is not understood"),
+        (HEAD + "amount > 5 -- large", "line 4, character 12: -- is not understood; leave comments out"),
+        (HEAD, "line 4, character 1: the condition is empty"),
+        (HEAD + "amount > " + "(" * 21 + "1" + ")" * 21, "character 30: the condition is nested deeper than 20"),
+        ("amount > 5", "a.sql: the header lacks code, owner, reason"),
+        ("-- codes: x\namount > 5", "a.sql, line 1: there is no codes; did you mean code?"),
+        ("-- hello\namount > 5", "a.sql, line 1: write -- and one of code, owner"),
+        (HEAD + "-- code: again\namount > 5", "a.sql, line 4: give code once"),
+        (HEAD + "-- severity: hi\namount > 5", "a.sql, line 4: severity cannot be hi; did you mean high?"),
+        (HEAD + "amount > 5" + " " * 70_000, "may have 65,536"),
+    ],
+)
+def test_errors_point_at_the_character(tmp_path: Path, text: str, complaint: str) -> None:
+    with pytest.raises(RuleFileError) as caught:
+        read_rule(written(tmp_path, text))
+
+    assert complaint in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_codes_are_unique_in_a_directory(tmp_path: Path) -> None:
+    with pytest.raises(RuleFileError, match=r"has no file \*\.sql"):
+        read_directory(tmp_path)
+    written(tmp_path, HEAD + "amount > 5")
+    written(tmp_path, HEAD + "amount > 6", "b.sql")
+    with pytest.raises(RuleFileError, match=r"b\.sql: .*a\.sql has the code abroad too"):
+        read_directory(tmp_path)
+
+
+def test_the_lines_that_are_missing_declare_what_a_rule_reads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from pipeline.features.feature_set import FeatureSet
+    from pipeline.settings.features_file import read_features_file
+
+    names = ("card_sum_1h", "hour", "merchant_fraud_run_seconds_14d", "weekday")
+    monkeypatch.setattr(rule_files, "_UNDECLARED", {name: FIELDS[name] for name in names})
+    found = read_rule(written(tmp_path, HEAD + " + ".join(names) + " > 5"))
+    lines = 'extends = "none"\n' + "\n".join(missing_lines(found.missing))
+
+    assert found.missing == names
+    assert {*names} <= {*FeatureSet(read_features_file(lines.encode(), "features.toml")).features}
+
+
+def test_the_examples_can_be_used() -> None:
+    from tests.helpers.worker import ROOT
+
+    files = [path for path in sorted((ROOT / "examples/rules").glob("*.sql")) if "plane" not in path.name]
+    assert len(files) == 11
+    for path in files:
+        assert isinstance(check_tree(read_rule(path).rule.tree, FIELDS), Condition)
+        assert read_rule(path).rule.code == path.stem
