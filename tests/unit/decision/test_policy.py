@@ -129,10 +129,10 @@ def audited_rows(rows: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def test_policies_leave_out_what_they_do_not_have() -> None:
-    policy = Policy(0.25, blend=0.5, audit_rate=0.01, old_rules=(RULE,), lightgbm_version="abc", metadata={"a": "b"})
+    policy = Policy(0.25, blend=0.5, audit_rate=0.01, old_rules=(RULE,), metadata={"a": "b"})
     assert policy.payload == (
         b'{"kind":"policy","threshold":0.25,"blend":0.5,"audit_rate":0.01,"max_reasons":5,"lightgbm_version":null,'
-        b'"metadata":{"why":"test"},"rules":[{"code":"LARGE","feature":"amount","op":">","value":5000.0,'
+        b'"metadata":{"a":"b"},"rules":[{"code":"LARGE","feature":"amount","op":">","value":5000.0,'
         b'"sentence":"More than 5,000."}]}'
     )
 

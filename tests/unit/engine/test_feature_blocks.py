@@ -65,7 +65,9 @@ def test_every_decision_has_a_row_with_what_the_models_saw(partitions: int) -> N
     for decision in decisions:
         row = found[decision.source]
         assert row.features == decision.features
-        assert [getattr(row, name) for name in SAME] == [getattr(decision, name) for name in SAME]
+        # No rule made the features.
+        same = msgspec.structs.replace(decision, versions=msgspec.structs.replace(decision.versions, rules=""))
+        assert [getattr(row, name) for name in SAME] == [getattr(same, name) for name in SAME]
     for output in to(DECISION_FEATURES, result):
         message = {partition_of(row.card_id, partitions) for row in read_feature_messages(output.value)}
         assert message == {output.partition}
