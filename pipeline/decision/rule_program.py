@@ -8,7 +8,7 @@ and `or` the larger one. A text is the number of the literal that it equals; any
 
 from collections.abc import Callable, Mapping, Sequence
 from enum import IntEnum
-from itertools import repeat
+from itertools import chain, repeat
 from typing import Any, Final
 
 import numpy as np
@@ -80,6 +80,10 @@ class RuleProgram:
         self._roots = np.array([self._step(condition.root) for condition in conditions], np.int64)
         self._program = np.array([*self._steps], np.int64).reshape(-1, 4)
         self._values = np.array([*self._constants], np.float64)
+        self._read = {
+            item: (item,) if isinstance(item, str) else tuple(fields_in(Condition(item))) for item in self._inputs
+        }
+        """Fields that each input reads."""
 
     def hits(self, read: Read, n: int) -> NDArray[np.bool_]:
         """Return which rows each condition selects; shape (number of conditions, n).
@@ -89,11 +93,8 @@ class RuleProgram:
             n: Number of rows.
         """
         inputs = np.empty((len(self._inputs), n))
-        columns: dict[str, Any] = {}
+        columns = {name: read(name) for name in dict.fromkeys(chain.from_iterable(self._read.values()))}
         for item, number in self._inputs.items():
-            for name in [item] if isinstance(item, str) else fields_in(Condition(item)):
-                if name not in columns:
-                    columns[name] = read(name)
             if not isinstance(item, str):
                 inputs[number] = self._tested(item, columns, n)
             elif self._kinds[item] is ValueKind.TEXT:
@@ -108,17 +109,18 @@ class RuleProgram:
 
     def _tested(self, test: Node, columns: Mapping[str, Any], n: int) -> NDArray[np.float64]:
         """Return the truth of a test of texts."""
-        names = fields_in(Condition(test))
-        name = next(iter(names), "")
-        if len(names) != 1 or self._kinds[name] is not ValueKind.TEXT:
+        if len(names := self._read[test]) != 1 or self._kinds[names[0]] is not ValueKind.TEXT:
             return _truth(test, columns, n)
-        known = self._known.setdefault(test, {})
-        if new := [word for word in dict.fromkeys(columns[name]) if word not in known]:
-            if len(known) + len(new) > _MOST_WORDS:
-                known.clear()
-                new = [*dict.fromkeys(columns[name])]
-            known.update(zip(new, _truth(test, {name: new}, len(new)).tolist(), strict=True))
-        return np.fromiter(map(known.__getitem__, columns[name]), np.float64, n)
+        known, column = self._known.setdefault(test, {}), columns[names[0]]
+        try:
+            return np.fromiter(map(known.__getitem__, column), np.float64, n)
+        except KeyError:
+            words = dict.fromkeys(column)
+        if len(known) + len(words) > _MOST_WORDS:
+            known.clear()
+        new = [word for word in words if word not in known]
+        known.update(zip(new, _truth(test, {names[0]: new}, len(new)).tolist(), strict=True))
+        return np.fromiter(map(known.__getitem__, column), np.float64, n)
 
     def _step(self, node: Node) -> int:
         """Return the number of the step that makes a node's value; steps before it make its operands'."""

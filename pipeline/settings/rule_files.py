@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Final, NamedTuple, get_args
+from typing import Any, Final, NamedTuple, get_args
 
 from pipeline.decision.rules import FIELDS, Action, Rule, Severity
 from pipeline.expressions.trees import Condition, ExpressionError, ValueKind, fields_in
@@ -89,7 +89,7 @@ def _parsed(text: str) -> Condition:
     return parse_expression(text, FIELDS | _UNDECLARED)
 
 
-def _header(path: Path, text: str) -> tuple[dict[str, str], int]:
+def _header(path: Path, text: str) -> tuple[dict[str, Any], int]:
     """Return what the header says, and where the condition begins."""
     found: dict[str, str] = {}
     at = 0

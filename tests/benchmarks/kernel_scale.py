@@ -4,21 +4,29 @@ Part ``kernel`` of ``make bench``. Every function gives rows for ``build/bench.j
 """
 
 import gc
+import random
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from itertools import product
 from typing import Any, NamedTuple
 
+import msgspec
 import numpy as np
 import psutil
 from numpy.typing import NDArray
 
+from pipeline.decision.rules import RuleSet
 from pipeline.engine.cards.card_partition import CardPartition
-from pipeline.features.catalogue import KERNEL_VERSION
+from pipeline.engine.encoding import row_columns as col
+from pipeline.engine.records.subjects import Subjects
+from pipeline.engine.scores.decisions import rule_hits
+from pipeline.features.catalogue import DEFAULT_FEATURES, FEATURES, KERNEL_VERSION
 from pipeline.features.kernel import CardWindows, MerchantWindows
+from pipeline.scoring.kinds import KINDS
 from pipeline.scoring.lightgbm_model import LightGBMModel
 from pipeline.settings import Settings
 from pipeline.state.manifest import SnapshotKey
@@ -31,6 +39,7 @@ from tests.benchmarks.alone import default_options, one_core, scratch
 from tests.benchmarks.forests import forest, training_matrix
 from tests.benchmarks.stages import Stages
 from tests.benchmarks.traffic import Traffic, a_while_ago, items
+from tests.helpers.champion import rule
 from tests.helpers.keys import keys
 
 Row = dict[str, Any]
@@ -47,7 +56,7 @@ MERCHANTS_A_CARD = 0.1
 class Options:
     """What is measured."""
 
-    only: tuple[str, ...] = ("cards", "window_content", "batch", "model", "explanation", "state")
+    only: tuple[str, ...] = ("cards", "window_content", "batch", "model", "explanation", "rules", "state")
     cards: tuple[int, ...] = (10_000, 100_000, 1_000_000, 5_000_000)
     rows: int = 500_000
     """Measured with each number of cards."""
@@ -62,6 +71,9 @@ class Options:
     model_rows: tuple[int, ...] = (1, 10, 100, 2_000)
     """Scored at a time."""
     explained_rows: tuple[int, ...] = (1, 50)
+    rules: tuple[int, ...] = (50, 500)
+    ruled_rows: tuple[int, ...] = (200, 2_000)
+    """Transactions that rules are evaluated over at a time."""
     training: tuple[int, int] = (1_000, 65)
     """Cards and days of the history that the models are trained on."""
     restored: tuple[int, ...] = (50_000, 200_000, 800_000)
@@ -78,6 +90,8 @@ QUICK = Options(
     models=((10, 7),),
     model_rows=(10, 100, 2_000),
     explained_rows=(50,),
+    rules=(50,),
+    ruled_rows=(200,),
     training=(300, 40),
     restored=(5_000,),
 )
@@ -212,6 +226,57 @@ def by_model(options: Options) -> list[Row]:
     ]
 
 
+def by_rules(options: Options) -> list[Row]:
+    """Time of rules over a batch with the texts that they read, from the producers' bytes; without the models'."""
+    generator = random.Random(5)
+    numbers = [name for name in DEFAULT_FEATURES if name not in ("amount", "hour")]
+    found = []
+    for count, rows in product(options.rules, options.ruled_rows):
+        rules = RuleSet(rule(f"r{number}", _condition(generator, numbers)) for number in range(count))
+        features = np.random.default_rng(5).exponential(10.0, (rows, len(FEATURES)))
+        originals = [
+            msgspec.json.encode(
+                {
+                    "country": ("DE", "FR", "IT")[row % 3],
+                    "channel": ("web", "pos")[row % 2],
+                    "mcc": str(generator.randrange(5_400, 5_420)),
+                    "device_id": f"device-{row}",
+                }
+            )
+            for row in range(rows)
+        ]
+        merchants = [f"merchant-{generator.randrange(500)}".encode() for _ in range(rows)]
+        subjects = Subjects.from_columns({col.ID: [b"t"] * rows, col.MERCHANT: merchants, col.ORIGINAL: originals}, {})
+        logits, score = np.zeros((rows, len(KINDS))), np.random.default_rng(5).random(rows)
+        hits = rule_hits(rules, features, logits, score, subjects)
+        found.append(
+            {
+                "rules": count,
+                "rows": rows,
+                "hits_a_row": round(sum(map(len, hits)) / rows, 2),
+                "us_a_row": round(_us(partial(rule_hits, rules, features, logits, score, subjects)) / rows, 3),
+                "texts_us_a_row": round(_us(partial(subjects.text_lists, rules.texts)) / rows, 3),
+            }
+        )
+    return found
+
+
+def _condition(generator: random.Random, numbers: Sequence[str]) -> str:
+    """Return a condition of three parts, which few rows fulfil."""
+    first, second = generator.sample(numbers, 2)
+    least, code = generator.randrange(20, 60), generator.randrange(5_400, 5_420)
+    return generator.choice(
+        [
+            f"{first} > {least} and {second} > 10 and country not in ('DE', 'FR')",
+            f"channel = 'web' and {first} > {least} and {second} between 5 and {least}",
+            f"mcc in ('{code}', '{code + 1}') and {first} > {least} and amount > 10",
+            f"{first} / {second} > {least} and channel = 'pos' and score > 0.9",
+            f"merchant_id like 'merchant-{code % 10}%' and {first} > {least} and hour < 5",
+            f"case when country is null then {first} else {second} end > {least} and amount > 20",
+        ]
+    )
+
+
 def by_explanation(options: Options) -> list[Row]:
     """Time to explain by trees, leaves and rows at a time, compiled where possible, and by LightGBM."""
     return [
@@ -311,6 +376,7 @@ MEASUREMENTS: dict[str, Callable[..., list[Row]]] = {
     "batch": by_batch,
     "model": by_model,
     "explanation": by_explanation,
+    "rules": by_rules,
     "state": by_state,
 }
 

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterable
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -103,7 +104,7 @@ class Live:
     def publish(self) -> None:
         """What has been learned scores from now on."""
         if self.learn.unpublished:
-            self.models = ActiveModels(self.models.lightgbm, self.learn.publish(), self.models.policy)
+            self.models = replace(self.models, river=self.learn.publish())
 
     def _accepted(self, record: Record) -> list[Record]:
         """What the label agent makes of a label."""

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import chain
+from operator import attrgetter
 from typing import Any, Final, NamedTuple
 
 import msgspec
@@ -74,7 +75,8 @@ class Subjects(NamedTuple):
                 values = ((original.attributes or {}).get(name) for original in originals)
                 found[name] = [value if isinstance(value, str) else None for value in values]
             else:
-                found[name] = [text_of(getattr(original, name)) for original in originals]
+                given = map(attrgetter(name), originals)
+                found[name] = [text_of(value) if type(value) is float else value for value in given]
         return found
 
     def take(self, rows: NDArray[np.intp]) -> "Subjects":

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from pipeline.decision.policy import BY_AUDIT, BY_RULE, BY_SCORE, Policy
 from pipeline.decision.reasons import explain
-from pipeline.decision.rules import COLUMNS, TEXTS, no_hits
+from pipeline.decision.rules import COLUMNS, TEXTS, RuleSet, no_hits
 from pipeline.engine.records.columns import Reject, Transactions
 from pipeline.engine.records.subjects import Subjects
 from pipeline.engine.scores.active_models import ActiveModels
@@ -193,23 +193,22 @@ def decided(models: ActiveModels, features: NDArray[np.float64], about: Subjects
     """
     logits = log_odds(models, features)
     score = blend(logits, models.policy.model_weights)
-    hits = rule_hits(models, features, logits, score, about)
-    matched = models.evaluated_rules.alerts(hits)
-    return PolicyResult(logits, score, *_selected(models.policy, score, features, about, matched), hits)
+    rules = models.evaluated_rules
+    hits = rule_hits(rules, features, logits, score, about)
+    return PolicyResult(logits, score, *_selected(models.policy, score, features, about, rules.alerts(hits)), hits)
 
 
 def rule_hits(
-    models: ActiveModels,
+    rules: RuleSet,
     features: NDArray[np.float64],
     logits: NDArray[np.float64],
     score: NDArray[np.float64],
     about: Subjects | Transactions,
 ) -> NDArray[np.object_]:
     """Return the numbers of the rules that hit each transaction, ascending; shape (n,)."""
-    rules, scores = models.evaluated_rules, {kind.name: column for column, kind in enumerate(KINDS)}
     if not rules.evaluated:
         return no_hits(len(score))
-    texts = about.text_lists(rules.texts)
+    texts, scores = about.text_lists(rules.texts), {kind.name: column for column, kind in enumerate(KINDS)}
 
     def read(name: str) -> Any:
         if name in TEXTS:

@@ -113,7 +113,7 @@ def assert_same(parts: list[Decisions], live: Live) -> None:
     for name in ("rule_hits", "shadow_hits"):
         found[name] = [*map(tuple, found[name])]
         expected[name] = [*map(tuple, expected[name])]
-        assert len(set(found[name])) > 2, name
+        assert len(set(found[name])) > (2 if live.models.rules.rules else 0), name
     assert len(found) == len(expected) > 0
     for name in expected:
         left, right = found[name], expected[name]
@@ -185,7 +185,7 @@ def assert_taught(
 ) -> Live:
     """That a replay by chunks decides, tells and counts what the live kernels do, of which it returns the run."""
     base = small_model()
-    start = ActiveModels(base, first_river(), models().policy)
+    start = ActiveModels(base, first_river(), models().policy, rules=models().rules)
     live = play(history, Live(start, card, feedback), every_us)
     for rows in chunks:
         pupil = Pupil()

@@ -1,5 +1,6 @@
 """Rules that are evaluated together hit the rows that each one's condition selects in DuckDB."""
 
+import os
 import random
 from collections.abc import Sequence
 from typing import Any
@@ -16,6 +17,9 @@ from pipeline.expressions.parse import parse_expression
 from pipeline.expressions.trees import check_tree, text_of
 from tests.helpers.expressions import FIELDS, Columns, columns_of, conditions, in_duckdb, many_rows
 
+EXAMPLES = int(os.environ.get("RULE_EXAMPLES", "200"))
+"""Sets of rules, over some twenty rows each; 50,000 are a million rows."""
+
 
 @pytest.fixture(scope="module")
 def connection() -> duckdb.DuckDBPyConnection:
@@ -28,7 +32,7 @@ def listed(columns: Columns) -> Columns:
     return {name: values if isinstance(values, np.ndarray) else values.to_pylist() for name, values in columns.items()}
 
 
-@settings(max_examples=200)
+@settings(max_examples=EXAMPLES)
 @given(data=st.lists(conditions, min_size=1, max_size=4), batches=st.lists(many_rows, min_size=1, max_size=2))
 def test_rules_hit_what_their_conditions_select_in_duckdb(
     connection: duckdb.DuckDBPyConnection, data: list[object], batches: list[list[tuple[object, ...]]]

@@ -1,10 +1,10 @@
 """Texts of conditions become trees, or one sentence that says what to change."""
 
+import os
 import random
 import re
 import subprocess
 import sys
-from contextlib import suppress
 
 import pytest
 from hypothesis import given
@@ -54,6 +54,14 @@ def test_a_tree_survives_its_text(data: list[object]) -> None:
                 ">",
                 ["-", ["-", ["field", "amount"], ["number", 1.0]], ["*", ["number", 2.0], ["number", 3.0]]],
                 ["negate", ["field", "amount"]],
+            ],
+        ),
+        (
+            "CASE channel WHEN 'web' THEN 1 END > 0 or case when amount > 50 then 'a' else country end = 'web'",
+            [
+                "or",
+                [">", ["case", WEB, ["number", 1.0]], ["number", 0.0]],
+                ["=", ["case", LARGE, ["text", "a"], ["field", "country"]], ["text", "web"]],
             ],
         ),
         ("COALESCE(amount, 0) < 1", ["<", ["coalesce", ["field", "amount"], ["number", 0.0]], ["number", 1.0]]),
@@ -144,16 +152,48 @@ def hostile_text(source: random.Random) -> str:
     return "".join(valid)
 
 
-def test_hostile_texts_give_a_tree_or_a_sentence() -> None:
+HOSTILE = int(os.environ.get("HOSTILE_TEXTS", "2000"))
+"""Texts; the number of a release is 10,000."""
+
+
+def test_hostile_texts_give_a_tree_or_a_sentence_that_points_at_a_character() -> None:
     source = random.Random(20261201)
-    trees = 0
-    for _ in range(10_000):
+    trees, refused = 0, list[tuple[str, ExpressionError]]()
+    for _ in range(HOSTILE):
         text = hostile_text(source)
-        with suppress(ExpressionError):
+        try:
             tree = parse_expression(text, FIELDS)
             assert parse_expression(text_of(tree), FIELDS) == tree, text
             trees += 1
-    assert trees > 20
+        except ExpressionError as error:
+            refused.append((text, error))
+    for text, error in refused:
+        assert error.position is not None, text
+        assert 0 <= error.position <= len(text), text
+        assert "\n" not in str(error), text
+    assert trees > HOSTILE / 500
+
+
+@pytest.mark.parametrize(
+    ("text", "at"),
+    [
+        ("amount > 5 and chanel = 'x'", "chanel"),
+        ("amount > 5 and\n (channel = 3)", "3)"),
+        ("case when amount > 1 then 1 else 'a' end = 1", "'a'"),
+        ("amount > 5 and or", "or"),
+        ("amount > 5 -- large", "--"),
+        ("amount in (1, channel)", "channel"),
+        ("channel like country", "country"),
+        ("not amount", "amount"),
+        ("amount > 1 and " + "(" * 21 + "amount > 1" + ")" * 21, "(amount > 1"),
+        ("amount > 1e400 or amount > 1", "1e400"),
+    ],
+)
+def test_errors_point_at_the_character_at_fault(text: str, at: str) -> None:
+    with pytest.raises(ExpressionError) as caught:
+        parse_expression(text, FIELDS)
+
+    assert caught.value.position == text.index(at)
 
 
 @pytest.mark.parametrize(
