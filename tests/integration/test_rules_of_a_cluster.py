@@ -85,13 +85,9 @@ def test_a_rule_goes_from_a_file_to_alerts_and_a_dead_worker_leaves_no_mixture(
     alert = msgspec.json.decode(alerts[by_rule[0].transaction_id].value or b"", type=Alert)
     assert (alert.reasons[0].code, alert.reasons[0].sentence) == ("cheap", "A cheap one in France.")
     again = backtest_of(order="recorded", compare_live=True, settings=cluster.settings)
-    hits = again.run().variants[0].decisions.set_index("transaction_id")[["rule_hits", "shadow_hits"]]
+    again.run()
     assert again.comparison is not None
     assert (again.comparison.compared, again.comparison.differences) == (300, [])
-    for decision in decisions:
-        row = hits.loc[decision.transaction_id]
-        assert [*row["rule_hits"]] == (decision.rule_hits or [])
-        assert [*row["shadow_hits"]] == (decision.shadow_hits or [])
 
 
 def test_rules_of_a_policy_go_on_until_they_are_adopted_and_then_in_the_set(cluster: Cluster, start: Starter) -> None:

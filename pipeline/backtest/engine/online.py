@@ -7,6 +7,7 @@ from datetime import UTC, datetime, timedelta
 from itertools import pairwise
 from typing import Any, Final, NamedTuple
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -183,7 +184,8 @@ class OnlineTrainer:
             decisions.logit,
             decisions.river_logit,
             decisions.score,
-            decisions.models.versions(decisions.rates_version),
+            # Blocks of `features`, of which live examples are made, do not name the rules.
+            msgspec.structs.replace(decisions.models.versions(decisions.rates_version), rules=""),
         )
         label_partition = partitions_of(chunk.labels.card_id, len(self._feedback))
         found: list[tuple[Emitted, DecisionColumns, int]] = []

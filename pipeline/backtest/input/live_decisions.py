@@ -49,6 +49,8 @@ class RecordedDecision(msgspec.Struct, gc=False):
     river_logit: float | None = None
     selection: str | None = None
     selection_probability: float = 1.0
+    rule_hits: list[str] = []
+    shadow_hits: list[str] = []
 
 
 class LiveDecision(NamedTuple):

@@ -30,8 +30,12 @@ BETWEEN: Final = "order between partitions"
 """Live, the merchant's transactions of several cards, or its labels, were read in another order."""
 RULES: Final = "other rules"
 """Another kernel or rate table decided."""
-OTHER_VERSION: Final = {**{kind.name: f"other {kind.title} version" for kind in KINDS}, "policy": "other policy"}
-"""A model or policy decided that is not the live one, by name."""
+OTHER_VERSION: Final = {
+    **{kind.name: f"other {kind.title} version" for kind in KINDS},
+    "policy": "other policy",
+    "rules": "other set of rules",
+}
+"""A model, policy or set of rules decided that is not the live one, by name."""
 ONLY_LIVE: Final = "decided live only"
 ONLY_HERE: Final = "decided here only"
 NO_FEATURES: Final = "features not recorded"
@@ -217,6 +221,11 @@ def _differences(decisions: Decisions, row: int, live: LiveDecision) -> tuple[li
             ("selection", SELECTIONS[code] if code >= 0 else None, recorded.selection),
             ("selection_probability", float(decisions.selection_probability[row]), recorded.selection_probability),
             ("threshold", decisions.models.policy.threshold, recorded.threshold),
+            (
+                "rules",
+                decisions.models.evaluated_rules.named(decisions.hits[row]),
+                (recorded.rule_hits, recorded.shadow_hits),
+            ),
         )
     )  # fmt: skip
     return [*features, *(name for name, ours, theirs in pairs if ours != theirs)], features
