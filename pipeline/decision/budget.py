@@ -1,7 +1,8 @@
 """The threshold that keeps alerts within a budget of cases (``docs/decisions/0009-cases.md``)."""
 
-from typing import Final
+from typing import Any, Final
 
+import numba
 import numpy as np
 from numpy.typing import NDArray
 
@@ -93,16 +94,18 @@ def case_numbers(card: NDArray[np.int64], event_time_us: NDArray[np.int64]) -> N
         event_time_us: Microseconds since 1970; shape (n,). A late transaction counts at its event time.
 
     >>> case_numbers(np.array([7, 8, 7, 7]), np.array([0, 1, EPISODE_US - 1, EPISODE_US]))
-    array([0, 1, 0, 2])
+    array([0, 2, 0, 1])
     """
-    rows = np.lexsort((event_time_us, card))
-    number, count = np.empty(len(rows), np.int64), 0
-    # Each pass numbers the first remaining case of each card.
-    while len(rows):
-        begins = np.r_[True, np.diff(card[rows]) != 0]
-        nth = np.cumsum(begins) - 1
-        inside = event_time_us[rows] < event_time_us[rows[begins]][nth] + EPISODE_US
-        number[rows[inside]] = count + nth[inside]
-        count += int(nth[-1]) + 1
-        rows = rows[~inside]
+    number = np.empty(len(card), np.int64)
+    _number_cases(np.lexsort((event_time_us, card)), card, event_time_us, number)
     return number
+
+
+@numba.njit(cache=True)  # type: ignore[untyped-decorator]
+def _number_cases(order: Any, card: Any, event_time_us: Any, number: Any) -> None:
+    count, begin = -1, 0
+    for at in range(len(order)):
+        row = order[at]
+        if at == 0 or card[row] != card[order[at - 1]] or event_time_us[row] >= event_time_us[begin] + EPISODE_US:
+            count, begin = count + 1, row
+        number[row] = count
