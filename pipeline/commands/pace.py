@@ -10,6 +10,7 @@ import click
 from pipeline.broker.running import find_cluster
 from pipeline.commands.option_types import FiniteRange
 from pipeline.commands.progress import interrupts
+from pipeline.decision.budget import LOWEST_THRESHOLD
 from pipeline.decision.pacing import PacingOptions
 from pipeline.models.pacer import NothingActive, Pacer, Proposal
 from pipeline.models.publish import ServiceEnded
@@ -26,7 +27,7 @@ from pipeline.settings import Settings
 )
 @click.option(
     "--critical",
-    type=FiniteRange(0.02, 1),
+    type=FiniteRange(LOWEST_THRESHOLD, 1),
     help="Scores from here on alert whatever the budget says.  [default: none does]",
 )
 @click.option(

@@ -51,7 +51,7 @@ class TrainOptions:
             description="Last days of the history, which stop the training, calibrate it and set the threshold.",
         ),
     ] = 7.0
-    budget_per_day: Annotated[float, Meta(gt=0, description="Alerts a day that analysts can look at.")] = DEFAULT_BUDGET
+    budget_per_day: Annotated[float, Meta(gt=0, description="Cases a day that analysts can look at.")] = DEFAULT_BUDGET
     audit_share: Annotated[
         float | None,
         Meta(

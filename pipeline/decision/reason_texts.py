@@ -326,7 +326,7 @@ _WRITTEN: Final[dict[str, Callable[[Facts, float], str]]] = {
     MONEY: Facts.money,
     MULTIPLE: lambda _, value: f"{value:,.1f}",
     COUNT: lambda _, value: f"{value:,.0f}",
-    NUMBER: lambda _, value: f"{value:,.4g}",
+    NUMBER: lambda _, value: f"{value:,.0f}" if abs(value) >= 1_000 else f"{value:.4g}",
 }
 _WEEKDAYS: Final = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday")
 _COLUMN: Final = {name: column for column, name in enumerate(FEATURES)}

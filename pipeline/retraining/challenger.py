@@ -9,7 +9,7 @@ import numpy as np
 from msgspec import Meta
 from numpy.typing import NDArray
 
-from pipeline.decision.budget import budget_threshold
+from pipeline.decision.budget import case_numbers, case_threshold, highest_of_cases
 from pipeline.decision.policy import Policy
 from pipeline.learning.regimes import LabelRegime
 from pipeline.learning.report_delays import FALLBACK, ReportDelays, described_by_source
@@ -287,18 +287,20 @@ def policy_for(rows: ServedRows, model: LightGBMModel, champion: Champion, limit
         model: The version.
         champion: The active version, whose policy is taken over. If it has no trees, ``model`` scores alone,
             else with the online model as served.
-        limits: Give the alerts a day that the threshold allows.
+        limits: Give the cases a day that the threshold allows.
     """
     now_us = int(rows.event_time_us[-1])
     newest = rows.between(now_us - round(THRESHOLD_DAYS * US_PER_DAY), now_us + 1)
     score = _scored(newest, champion, model)
     # A shorter history has fewer days.
     days = max((now_us - int(newest.event_time_us[0])) / US_PER_DAY, 1.0)
-    threshold = budget_threshold(score, np.ones(len(score)), days, limits.alerts_per_day)
+    case = case_numbers(newest.card, newest.event_time_us)
+    threshold = case_threshold(score, case, days, limits.alerts_per_day)
+    highest = highest_of_cases(score, case)
     metadata = {
         "alerts_per_day": limits.alerts_per_day,
         "threshold_days": round(days, 3),
-        "recent_scores": _recent_scores(score, newest.event_time_us, limits.alerts_per_day),
+        "recent_scores": _recent_scores(score[highest], newest.event_time_us[highest], limits.alerts_per_day),
     }
     return champion.inherited.replace(threshold=threshold, lightgbm_version=model.version, metadata=metadata)
 
@@ -306,7 +308,7 @@ def policy_for(rows: ServedRows, model: LightGBMModel, champion: Champion, limit
 def _recent_scores(
     score: NDArray[np.float64], event_time_us: NDArray[np.int64], alerts_per_day: float
 ) -> list[tuple[int, float]]:
-    """Return the highest scores, each behind the hour since 1970 of its transaction, for whoever paces the alerts.
+    """Return the highest of the cases' highest scores, each behind its hour since 1970, for whoever paces the alerts.
 
     There are twice as many as the budget allows, so that a pace can go below the first threshold.
     """

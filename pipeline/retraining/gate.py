@@ -9,7 +9,7 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.decision.budget import budget_threshold
+from pipeline.decision.budget import case_numbers, case_threshold, first_alerts
 from pipeline.learning.regimes import NEVER_US
 from pipeline.retraining.paired import Scorings, mean_difference, paired_days, top_agreement
 from pipeline.scoring.blend import sigmoid
@@ -22,7 +22,7 @@ _GROUP_ROWS: Final = 100
 """Alerts in a group of the calibration error, about; a share of so many is known to 0.05 or better."""
 _MOST_GROUPS: Final = 10
 _COUNT_DEVIATIONS: Final = 3.0
-"""Standard deviations by which a count of alerts may miss the budget, or one of frauds the expected, by chance."""
+"""Standard deviations by which a count of cases may miss the budget, or one of frauds the expected, by chance."""
 AMOUNT_BANDS: Final = 4
 """Bands of equally many transactions, from the smallest to the largest amounts."""
 
@@ -31,7 +31,7 @@ class GateLimits(NamedTuple):
     """Bounds that a challenger must keep."""
 
     alerts_per_day: float = 100.0
-    """The budget: cards a day in the comparison, and alerts that the threshold allows."""
+    """The budget: cards a day in the comparison, and cases a day that the threshold allows."""
     margin_per_100: float = 1.0
     """Frauds a day, for each 100 alerts, that the challenger may find less."""
     level: float = 0.95
@@ -39,7 +39,7 @@ class GateLimits(NamedTuple):
     calibration: float = 0.05
     """Calibration error among the alerts that it may have more than the active version."""
     volume: float = 0.1
-    """Share of the budget by which its alerts may miss the budget."""
+    """Share of the budget by which its cases may miss the budget."""
     band_share: float = 0.5
     """Share of a band's frauds by which the expected number in it may miss the observed one."""
     superior: bool = False
@@ -120,7 +120,8 @@ def judge(rows: Scorings, amount: NDArray[np.float64], limits: GateLimits) -> Ju
         )
     found = mean_difference(days.difference, limits.level)
     errors = [_alert_calibration(score, frauds, len(days.day), limits) for score in (rows.candidate, rows.reference)]
-    volumes = [_alerts_per_day(score, rows.event_time_us, limits) for score in (rows.candidate, rows.reference)]
+    case = case_numbers(rows.card, rows.event_time_us)
+    volumes = [_cases_per_day(score, case, rows.event_time_us, limits) for score in (rows.candidate, rows.reference)]
     agreement = top_agreement(rows, limits.top)
     bands = _frauds_by_band(rows, amount, frauds)
     figures = {
@@ -154,7 +155,7 @@ def judge(rows: Scorings, amount: NDArray[np.float64], limits: GateLimits) -> Ju
         )
     faults += [band.sentence for band in bands if not band.is_sound(limits.band_share)]
     if not _keeps_budget(volumes[0], volumes[1], limits, len(days.day)):
-        faults.append(f"it raises {volumes[0]:.1f} alerts a day for a budget of {limits.alerts_per_day:g}")
+        faults.append(f"it raises {volumes[0]:.1f} cases a day for a budget of {limits.alerts_per_day:g}")
     if faults:
         return Judgement(False, f"the challenger is rejected: {'; '.join(faults)}", figures)
     return Judgement(
@@ -203,20 +204,22 @@ def _alert_calibration(score: NDArray[np.float64], fraud: NDArray[np.bool_], day
     return calibration_error(score[alerts], fraud[alerts], groups)
 
 
-def _alerts_per_day(score: NDArray[np.float64], event_time_us: NDArray[np.int64], limits: GateLimits) -> float:
-    """Return the alerts a day of the later half of the days, by the threshold that the earlier half gives."""
+def _cases_per_day(
+    score: NDArray[np.float64], case: NDArray[np.int64], event_time_us: NDArray[np.int64], limits: GateLimits
+) -> float:
+    """Return the cases a day of the later half of the days, by the threshold that the earlier half gives."""
     day = event_time_us // US_PER_DAY
     days = np.unique(day)
     half = len(days) // 2
     early = day < days[half]
-    threshold = budget_threshold(score[early], np.ones(int(early.sum())), half, limits.alerts_per_day)
-    return float(np.count_nonzero(score[~early] >= threshold) / (len(days) - half))
+    threshold = case_threshold(score[early], case[early], half, limits.alerts_per_day)
+    return float(np.count_nonzero(~early[first_alerts(case, score >= threshold)]) / (len(days) - half))
 
 
 def _keeps_budget(candidate: float, reference: float, limits: GateLimits, days: int) -> bool:
-    """Return whether the challenger's alerts keep the budget, or change with the traffic as the active version's do.
+    """Return whether the challenger's cases keep the budget, or change with the traffic as the active version's do.
 
-    Fewer alerts are no fault where the least threshold holds them down for both.
+    Fewer cases are no fault where the least threshold holds them down for both.
     """
     counted_days = days - days // 2
     chance = _COUNT_DEVIATIONS * np.sqrt(limits.alerts_per_day / counted_days)

@@ -11,6 +11,7 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.decision.budget import case_numbers, first_alerts
 from pipeline.decision.policy import Policy
 from pipeline.models.version_history import CHAIN_DAYS, ROLLBACK, Tenure
 from pipeline.retraining.cluster_reader import ClusterLog
@@ -23,12 +24,12 @@ from schemas.times import MS_PER_DAY, US_PER_DAY
 log = logging.getLogger(__name__)
 
 _VOLUME_US: Final = 2 * US_PER_DAY
-"""Newest event time in which alerts are counted."""
+"""Newest event time in which cases are counted."""
 
 MOST_ALIKE: Final = 1.25
-"""Times the alerts of the version before that a version may raise, whatever the budget is."""
+"""Times the cases of the version before that a version may raise, whatever the budget is."""
 MOST_BUDGETS: Final = 2.0
-"""Times the daily budget that a version's alerts within 24 hours may reach."""
+"""Times the daily budget that a version's cases within 24 hours may reach."""
 LEVEL: Final = 0.975
 """Confidence of one comparison; two run at a time, so that false rollbacks keep to 5 % together."""
 
@@ -79,15 +80,17 @@ def raises_too_much(
     score: NDArray[np.float64],
     shadow: NDArray[np.float64],
     thresholds: tuple[float, float],
+    case: NDArray[np.int64],
     event_time_us: NDArray[np.int64],
     alerts_per_day: float,
 ) -> GuardDecision:
-    """Return whether the new version raised more than `MOST_BUDGETS` budgets of alerts within 24 hours.
+    """Return whether the new version raised more than `MOST_BUDGETS` budgets of cases within 24 hours.
 
     It is no harm of the version's where the one before, whose scores are ``shadow``, would have raised nearly as many.
-    Thresholds are those of the new policy and of the one before; arrays have shape (n,), in the order of event time.
+    Of a case's alerts the first one counts. Thresholds are those of the new policy and of the one before; arrays have
+    shape (n,), in the order of event time.
     """
-    alerts = event_time_us[score >= thresholds[0]]
+    alerts = event_time_us[first_alerts(case, score >= thresholds[0])]
     firsts = np.searchsorted(alerts, alerts - US_PER_DAY, side="right")
     within = np.arange(1, len(alerts) + 1) - firsts
     most = int(within.max(initial=0))
@@ -96,14 +99,14 @@ def raises_too_much(
         return GuardDecision(False, "", figures)
     at = int(np.argmax(within))
     end_us = int(alerts[at])
-    here = (event_time_us > end_us - US_PER_DAY) & (event_time_us <= end_us)
-    before = int(np.count_nonzero(shadow[here] >= thresholds[1]))
+    shadowed = event_time_us[first_alerts(case, shadow >= thresholds[1])]
+    before = int(np.count_nonzero((shadowed > end_us - US_PER_DAY) & (shadowed <= end_us)))
     figures["alerts_of_the_version_before"] = before
     if MOST_ALIKE * before >= most:
         return GuardDecision(False, "", figures)
     return GuardDecision(
         True,
-        f"it raised {most} alerts within 24 hours for a budget of {alerts_per_day:g} a day, where the version before "
+        f"it raised {most} cases within 24 hours for a budget of {alerts_per_day:g} a day, where the version before "
         f"would have raised {before}",
         figures,
     )
@@ -153,7 +156,7 @@ def harm_done(
 def _volume(
     rows: ServedRows, topics: ClusterLog, policy: Policy, tenures: Sequence[Tenure], alerts_per_day: float
 ) -> GuardDecision:
-    """Count the alerts of the second of two versions."""
+    """Count the cases of the second of two versions."""
     before, tenure = tenures
     if tenure.given is not None and policy.digest != tenure.given.digest:
         # Paced since, or set by a person: how many alerts there are is not the version's doing.
@@ -163,7 +166,8 @@ def _volume(
     if model is None or policy_before is None or not len(rows):
         return GuardDecision(False, "", {})
     thresholds = (policy.threshold, policy_before.threshold)
-    return raises_too_much(rows.score, _shadow(rows, model), thresholds, rows.event_time_us, alerts_per_day)
+    case = case_numbers(rows.card, rows.event_time_us)
+    return raises_too_much(rows.score, _shadow(rows, model), thresholds, case, rows.event_time_us, alerts_per_day)
 
 
 def _shadow(rows: ServedRows, model: LightGBMModel) -> NDArray[np.float64]:

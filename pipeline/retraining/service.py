@@ -54,7 +54,7 @@ class ServiceOptions(NamedTuple):
         float | None,
         Meta(
             gt=0,
-            description="Alerts a day that analysts can look at.  [default: that of the active policy, else "
+            description="Cases a day that analysts can look at.  [default: that of the active policy, else "
             f"{DEFAULT_BUDGET:g}]",
             extra={"option": "--budget-per-day"},
         ),

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
-from typing import Any, Self
+from typing import Any, Final, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,6 +12,8 @@ from pipeline.features.catalogue import FEATURES
 from pipeline.learning.regimes import NEVER_US
 from pipeline.scoring.errors import ModelError
 from schemas.times import US_PER_DAY
+
+_YOUNG_SHARE: Final = 0.5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,12 +63,27 @@ class TrainingSet:
 
 @dataclass(frozen=True, slots=True)
 class Split:
-    """Rows to train on, and the later ones to stop, calibrate and set the threshold on."""
+    """Rows to train on, and the later ones to stop and calibrate on; behind them those without labels yet."""
 
     training: NDArray[np.intp]
     validation: NDArray[np.intp]
     validation_us: int
     """Length of the validation period."""
+    young: NDArray[np.intp] = field(default_factory=lambda: np.empty(0, np.intp))
+    """Rows behind both, too young for labels, up to the time of the training."""
+
+    def newest(self, event_time_us: NDArray[np.int64]) -> tuple[NDArray[np.intp], float]:
+        """Return the rows whose scores choose the threshold, and their days.
+
+        They are the newest young ones, of at most as many days as the validation period has; `validation` itself if
+        there are less than `_YOUNG_SHARE` of these days.
+        """
+        if len(self.young):
+            last_us, checked_us = (int(event_time_us[rows].max()) for rows in (self.young, self.validation))
+            length_us = min(last_us - checked_us, self.validation_us)
+            if length_us >= _YOUNG_SHARE * self.validation_us:
+                return self.young[event_time_us[self.young] > last_us - length_us], length_us / US_PER_DAY
+        return self.validation, self.validation_us / US_PER_DAY
 
     def describe(self, event_time_us: NDArray[np.int64]) -> dict[str, Any]:
         """Both periods as RFC 3339 times and rows."""
@@ -112,6 +129,7 @@ def split_cohorts(
         start = first + label_delay_us if first + 2 * label_delay_us <= check_from else first
     training = np.flatnonzero((event_time_us >= start) & (event_time_us < check_from))
     validation = np.flatnonzero((event_time_us >= check_from) & (event_time_us <= until))
+    young = np.flatnonzero((event_time_us > until) & (event_time_us <= until + label_delay_us))
     if len(training) == 0 or len(validation) == 0:
         raise ModelError(
             f"labels known by {_text(until + label_delay_us)}, {label_delay_us / US_PER_DAY:g} days after their "
@@ -119,7 +137,7 @@ def split_cohorts(
             f"history goes from {_text(first)} to {_text(last)}: give a longer one, or shorten the labels' delay "
             "(--label-delay-days, in a backtest --train-gap) or --validation-days"
         )
-    return Split(training, validation, validation_us)
+    return Split(training, validation, validation_us, young)
 
 
 def rolling_folds(

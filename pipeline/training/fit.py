@@ -10,7 +10,7 @@ import numpy as np
 from msgspec import Meta
 from numpy.typing import NDArray
 
-from pipeline.decision.budget import budget_threshold
+from pipeline.decision.budget import case_numbers, case_threshold
 from pipeline.decision.policy import Policy
 from pipeline.features.catalogue import DEFAULT_FEATURES, FEATURES
 from pipeline.learning.sampling import TRAINING_SAMPLE, sample_positions
@@ -35,7 +35,7 @@ LEGITIMATE_PER_FRAUD: Final = 10
 LEAST_RECENCY: Final = 0.05
 """Least weight that age leaves to a transaction, so that a kind of fraud that comes seldom is not forgotten."""
 DEFAULT_BUDGET: Final = 100.0
-"""Alerts a day that a threshold is chosen for, where nobody says how many."""
+"""Cases a day that a threshold is chosen for, where nobody says how many."""
 
 
 class TrainingConfig(msgspec.Struct, frozen=True, kw_only=True):
@@ -91,14 +91,16 @@ def train(
     """Train a version and make a policy for it.
 
     Trees that are grown on the earlier rows of ``split`` are checked on the later ones, which choose the number of
-    trees, the calibration and the threshold, and give the metrics. The version itself has as many trees, grown on all
-    rows of both periods: the newest ones inform most about what comes next. With ``early`` it is grown on the rows
-    behind them too, as `EarlyReports.targets` weighs them by the scores of the checked trees.
+    trees and the calibration, and give the metrics. The version itself has as many trees, grown on all rows of both
+    periods: the newest ones inform most about what comes next. Its own scores of the young rows choose the threshold:
+    how many cases there are needs no label. If these days are few, the checked trees' scores choose it. With ``early``
+    the version is grown on the young rows too, as `EarlyReports.targets` weighs them by the scores of the checked
+    trees.
 
     Args:
         data: Transactions with what they turned out to be.
         split: Rows to train on, and later ones to check on.
-        alerts_per_day: Budget that the threshold keeps in the validation period.
+        alerts_per_day: Budget of cases that the threshold keeps.
         config: How the trees are grown.
         policy: Gives blend, audit rate and rules of the new policy.
         features: The features that trees may ask for; the model keeps how they are distributed.
@@ -118,18 +120,18 @@ def train(
     checked = split.validation
     booster, rounds = trees.grown_until_best(split.training, checked, report)
 
-    def margins(rows: NDArray[np.intp]) -> NDArray[np.float64]:
-        return np.asarray(booster.predict(data.wide(rows), raw_score=True, num_threads=config.threads))
+    def margins(rows: NDArray[np.intp], trees: lightgbm.Booster) -> NDArray[np.float64]:
+        return np.asarray(trees.predict(data.wide(rows), raw_score=True, num_threads=config.threads))
 
-    margin, fraud, weight = margins(checked), data.fraud[checked], data.weight[checked]
+    margin, fraud, weight = margins(checked, booster), data.fraud[checked], data.weight[checked]
     _check_learned(margin, fraud, weight, force=force)
     calibration = fit_platt(margin, fraud, weight)
     score = sigmoid(calibration.slope * margin + calibration.intercept)
     # Of ordered rows this is a walk over them, where a union would sort them anew.
     rows = np.sort(np.concatenate([split.training, checked]), kind="stable")
 
-    def probability(rows: NDArray[np.intp]) -> NDArray[np.float64]:
-        return sigmoid(calibration.slope * margins(rows) + calibration.intercept)
+    def probability(rows: NDArray[np.intp], trees: lightgbm.Booster = booster) -> NDArray[np.float64]:
+        return sigmoid(calibration.slope * margins(rows, trees) + calibration.intercept)
 
     young, grown_on = None, data
     if early is not None and data.reported_us is not None:
@@ -138,9 +140,13 @@ def train(
     if young is not None and len(young.rows):
         grown_on, rows = _with_targets(data, young), np.union1d(rows, young.rows)
         details = {"early": _describe_early(young), **(details or {})}
-    days = split.validation_us / US_PER_DAY
-    threshold = budget_threshold(score, weight, days, alerts_per_day)
-    metrics = measured(data, split, score, threshold, days)
+    report(f"growing {rounds} trees on both periods")
+    final = _Trees(grown_on, config, features).grown(rows, rounds)
+    newest, days = split.newest(data.event_time_us)
+    case = case_numbers(data.card[newest], data.event_time_us[newest])
+    newest_score = score if newest is checked else probability(newest, final)
+    threshold = case_threshold(newest_score, case, days, alerts_per_day, data.weight[newest])
+    metrics = measured(data, split, score, threshold)
     metadata = {
         "training": msgspec.to_builtins(config),
         "periods": split.describe(data.event_time_us),
@@ -153,14 +159,16 @@ def train(
         **({"sensitivity": _sensitivity(data, split, config, features)} if wrong_labels else {}),
     }
     distributions = distributions_of(data.features, data.weight, features, rows, held=data.names)
-    report(f"growing {rounds} trees on both periods")
-    text = _Trees(grown_on, config, features).grown(rows, rounds)
-    model = LightGBMModel(text, calibration, metadata, distributions=distributions)
+    model = LightGBMModel(final.model_to_string(), calibration, metadata, distributions=distributions)
     base = policy or Policy(0.5)
     new_policy = base.replace(
         threshold=threshold,
         lightgbm_version=model.version,
-        metadata={"alerts_per_day": alerts_per_day, "validation_days": days},
+        metadata={
+            "alerts_per_day": alerts_per_day,
+            "validation_days": split.validation_us / US_PER_DAY,
+            "threshold_days": round(days, 3),
+        },
     )
     return Trained(model, new_policy, metrics | {"trees": model.trees})
 
@@ -267,11 +275,9 @@ class _Trees:
         )
         return np.array(curves["valid_0"]["average_precision"])
 
-    def grown(self, rows: NDArray[np.intp], rounds: int) -> str:
-        """Return LightGBM's text of so many trees."""
-        booster = lightgbm.train(self._parameters(), self.dataset(*self.sampled(rows)), num_boost_round=rounds)
-        text: str = booster.model_to_string()
-        return text
+    def grown(self, rows: NDArray[np.intp], rounds: int) -> lightgbm.Booster:
+        """Return so many trees."""
+        return lightgbm.train(self._parameters(), self.dataset(*self.sampled(rows)), num_boost_round=rounds)
 
     def _parameters(self) -> dict[str, Any]:
         config = self._config

@@ -10,6 +10,7 @@ import pandas as pd
 from numpy.typing import NDArray
 from sklearn.linear_model import LogisticRegression
 
+from pipeline.decision.budget import case_numbers, highest_of_cases
 from pipeline.features.catalogue import FEATURES, KERNEL_VERSION
 from pipeline.learning.sampling import sample_positions
 from pipeline.training.cohorts import Split, TrainingSet
@@ -37,9 +38,7 @@ SEGMENT_FEATURES: Final = tuple(name for name in (_AMOUNT, _AGE_S) if name in FE
 """Features that segments go by, of those that are declared; the amount always is."""
 
 
-def measured(
-    data: TrainingSet, split: Split, score: NDArray[np.float64], threshold: float, days: float
-) -> dict[str, Any]:
+def measured(data: TrainingSet, split: Split, score: NDArray[np.float64], threshold: float) -> dict[str, Any]:
     """Return the metrics of a version on the validation period.
 
     Args:
@@ -47,11 +46,11 @@ def measured(
         split: Has the rows of the period, k of them.
         score: Calibrated scores of the period, shape (k,).
         threshold: Score from which on there is an alert.
-        days: Length of the period, for alerts a day.
     """
     rows = split.validation
     fraud, weight = data.fraud[rows], data.weight[rows]
-    alerts = score >= threshold
+    alerts, days = score >= threshold, split.validation_us / US_PER_DAY
+    highest = highest_of_cases(score, case_numbers(data.card[rows], data.event_time_us[rows]))
     alerted = float(weight[alerts].sum())
     return {
         "auc_roc": auc_roc(fraud, score, weight),
@@ -61,6 +60,7 @@ def measured(
         ),
         "threshold": threshold,
         "alerts_per_day": alerted / days,
+        "cases_per_day": float(weight[highest[alerts[highest]]].sum()) / days,
         "alert_rate": alerted / float(weight.sum()),
         "alert_precision": float(weight[alerts & fraud].sum()) / alerted if alerted else None,
         "alert_recall": float(weight[alerts & fraud].sum() / weight[fraud].sum()),

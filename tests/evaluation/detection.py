@@ -20,6 +20,7 @@ from sklearn.metrics import average_precision_score
 from pipeline import Backtest, LabelPolicy, OnlineModel, TimeRange, Training
 from pipeline.backtest.metrics.bootstrap import interval, resampled
 from pipeline.backtest.metrics.ranking import daily_precision, top_of_days
+from pipeline.decision.budget import case_numbers, first_alerts
 from pipeline.engine.scores.active_models import ActiveModels
 from pipeline.engine.scores.decisions import Decisions
 from pipeline.features.catalogue import DEFAULT_FEATURES
@@ -35,7 +36,7 @@ from pipeline.training.score_metrics import daily_card_precision, days_of
 from tests.helpers.files import load_transactions
 
 TOP: Final = 100
-"""Alerts a day."""
+"""Cases a day."""
 FOLDS: Final = (("2018-05-27", "2018-06-17"), ("2018-06-17", "2018-07-08"))
 FINAL: Final = (("2018-07-08", "2018-08-15"),)
 TRAIN_FROM: Final = "2018-04-08"
@@ -111,7 +112,7 @@ def before(file: Path, day: str) -> pd.DataFrame:
 
 
 class Scored:
-    """Scores of a fold as log-odds, and how many alerts they raise."""
+    """Scores of a fold as log-odds, and how many cases they raise."""
 
     def __init__(self) -> None:
         self.rows: list[NDArray[np.int64]] = []
@@ -187,7 +188,7 @@ def figures(data: Data, found: Scored) -> dict[str, Any]:
         "days": [f"{EPOCH + timedelta(days=day):%Y-%m-%d}" for day, _ in days],
         **{name: row.tolist() for name, row in zip(MEASURES, daily(data, rows, score), strict=True)},
         "average_precision_of_period": float(average_precision_score(data.fraud[rows], score)),
-        "alerts": int(np.count_nonzero(sigmoid(score) >= threshold)),
+        "cases": len(first_alerts(case_numbers(data.card[rows], times), sigmoid(score) >= threshold)),
         "kinds": _kinds(data, rows, top_of_days(score, times, TOP), [day for _, day in days]),
     }
 
@@ -209,13 +210,13 @@ def _kinds(
 
 
 def joined(folds: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Return the figures of several folds as those of one; periods and alerts are a day's or a fold's mean."""
+    """Return the figures of several folds as those of one; periods and cases are a day's or a fold's mean."""
     kinds = {kind for fold in folds for kind in fold["kinds"]}
     none = {"found": [], "all": []}
     return {
         **{name: [item for fold in folds for item in fold[name]] for name in ("days", *MEASURES)},
         "average_precision_of_period": float(np.mean([fold["average_precision_of_period"] for fold in folds])),
-        "alerts": sum(fold["alerts"] for fold in folds),
+        "cases": sum(fold["cases"] for fold in folds),
         "kinds": {
             kind: {name: [n for fold in folds for n in fold["kinds"].get(kind, none)[name]] for name in none}
             for kind in sorted(kinds)

@@ -15,7 +15,7 @@ from typing import Any, Final
 
 import click
 
-from tests.evaluation import attacks, compared, over_time, selection, variants
+from tests.evaluation import attacks, budget, compared, over_time, selection, variants
 from tests.evaluation.parts import Found, Part, Table, Unit
 from tests.evaluation.worlds.part import PART as WORLDS
 
@@ -25,6 +25,7 @@ PARTS: Final[dict[str, Part]] = {
     "attacks": attacks.PART,
     "features": selection.PART,
     "worlds": WORLDS,
+    "budget": budget.PART,
     "months": over_time.MONTHS_PART,
     "cold-start": over_time.COLD_PART,
 }

@@ -11,9 +11,10 @@ from click.testing import CliRunner, Result
 
 from pipeline.features.catalogue import DEFAULT_FEATURES, FEATURES
 from pipeline.training.fit import TrainingConfig
-from tests.evaluation import attacks, compared, detection, over_time, quality, selection, variants
+from tests.evaluation import attacks, budget, compared, detection, over_time, quality, selection, variants
 from tests.evaluation.detection import Variant
 from tests.evaluation.gate import gated
+from tests.evaluation.histories import History
 from tests.evaluation.parts import Unit
 from tests.evaluation.worlds.families import FAMILIES
 from tests.evaluation.worlds.population import Size
@@ -109,6 +110,29 @@ def test_schedules_are_compared_under_an_attack(file: Path) -> None:
     assert afterwards > (attacks.share_found(frozen["alone"]) or 0.0)
     assert "| daily, early reports | 1 |" in result.output
     assert "by seed: bursts" in result.output
+
+
+def test_the_budget_part_counts_cases_of_the_days_that_are_scored(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(budget, "TOP", 5)
+    result = run(file, "budget", "--only", "all labels", "--only", "frauds early")
+    units = newest(file, "budget")["units"]
+    assert isinstance(units, dict)
+    start, end = detection.FOLDS[0]
+    assert next(iter(units)) == f"all labels, {start} to {end}"
+    assert len(units) == 4
+    for source in units.values():
+        assert set(source) == {"fixed", "paced"}
+        assert 0 < np.mean(source["paced"]["cases"]) < 10
+    history = History(detection.Data.from_file(file), detection.ALL)
+    model, threshold = history.version(detection.at(start))
+    rows = history.rows(detection.at(start), detection.at(end))
+    alert = 1 / (1 + np.exp(-history.logit(model, rows))) >= threshold
+    cards_a_day = pd.Series(history.data.card[rows][alert]).groupby(history.data.times[rows][alert] // 86_400_000_000)
+    fixed = units[f"all labels, {start} to {end}"]["fixed"]["cases"]
+    assert len(fixed) == (detection.at(end) - detection.at(start)).days
+    # A case may begin on the day before, and then is none of this day.
+    assert 0.6 * cards_a_day.nunique().sum() < sum(fixed) <= cards_a_day.nunique().sum()
+    assert f"| all labels, {start} to {end} |" in result.output
 
 
 def test_an_attack_adds_frauds_and_changes_nothing_else() -> None:

@@ -97,7 +97,7 @@ def tables(found: Mapping[str, Found]) -> Iterator[Table]:
     first = next(iter(rows.values()))
     head = (
         "variant", "card precision@100", "transaction precision@100", "average precision", "of the period",
-        "alerts a day",
+        "cases a day",
     )  # fmt: skip
     yield markdown("Variants", head, [_cells(name, row, None if row is first else first) for name, row in rows.items()])
     if any(row["kinds"] for row in rows.values()):
@@ -109,7 +109,7 @@ def _cells(name: str, row: dict[str, Any], base: dict[str, Any] | None) -> list[
     for measure in MEASURES:
         against = "" if base is None else f" {compared(row[measure], base[measure]).split(' ', 1)[1]}"
         cells.append(f"{np.nanmean(row[measure]):.4f}{against}")
-    return [*cells, f"{row['average_precision_of_period']:.4f}", f"{row['alerts'] / len(row['days']):.1f}"]
+    return [*cells, f"{row['average_precision_of_period']:.4f}", f"{row['cases'] / len(row['days']):.1f}"]
 
 
 def recalls(title: str, what: str, rows: Mapping[str, dict[str, Any]]) -> Table:

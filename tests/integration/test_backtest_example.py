@@ -19,7 +19,7 @@ from tests.helpers.waiting import TIMEOUT_S
 
 pytestmark = pytest.mark.broker
 
-SMALL = ("backtest-example", "--cards", "150", "--merchants", "300", "--days", "88")
+SMALL = ("backtest-example", "--cards", "150", "--merchants", "300", "--days", "91")
 DECIDING = "The topics are read again"
 
 

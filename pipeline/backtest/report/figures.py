@@ -12,11 +12,13 @@ from pipeline.backtest.metrics.bootstrap import interval, resampled
 from pipeline.backtest.metrics.ranking import Ranking, daily_precision, known_cards
 from pipeline.backtest.report.content import Metric, ReportOptions
 from pipeline.backtest.report.observed import Observed, Shared
+from pipeline.decision.budget import first_alerts
 from pipeline.training.score_metrics import daily_card_precision
 
 RANKED: Final = {"auc_roc": "AUC ROC", "average_precision": "Average precision"}
 TALLIED: Final = {
     "alerts_per_day": "Alerts a day",
+    "cases_per_day": "Cases a day",
     "alert_precision": "Precision of alerts",
     "alert_recall": "Recall of alerts",
     "fraud_amount": "Fraud amount",
@@ -33,8 +35,8 @@ DAILY: Final = {
     "recall_at_k": "Recall at {k} alerts a day",
 }
 _UNITS: Final = {
-    "alerts_per_day": "a day", "fraud_amount": "amount", "caught_amount": "amount", "missed_amount": "amount",
-    "review_cost": "amount", "net_saving": "amount",
+    "alerts_per_day": "a day", "cases_per_day": "a day", "fraud_amount": "amount", "caught_amount": "amount",
+    "missed_amount": "amount", "review_cost": "amount", "net_saving": "amount",
 }  # fmt: skip
 NAMES: Final = (*RANKED, *TALLIED, *DAILY)
 
@@ -152,12 +154,13 @@ def _statistics(
     days = _daily(shared, observed, options) if daily else None
 
     def statistics(weight: NDArray[np.float64]) -> NDArray[np.float64]:
-        alerts, found, frauds, caught, amount = weight @ tally
+        alerts, found, frauds, cases, caught, amount = weight @ tally
         areas, cost = ranking.areas(weight), alerts * options.review_cost
         by_name = {
             "auc_roc": areas.auc_roc,
             "average_precision": areas.average_precision,
             "alerts_per_day": _ratio(alerts, shared.span_days),
+            "cases_per_day": _ratio(cases, shared.span_days),
             "alert_precision": _ratio(found, alerts),
             "alert_recall": _ratio(found, frauds),
             "fraud_amount": amount,
@@ -177,9 +180,10 @@ def _statistics(
 
 
 def _tally(shared: Shared, observed: Observed, unit: NDArray[np.int64], units: int) -> NDArray[np.float64]:
-    """Alerts, alerted frauds, frauds, amounts caught and of all frauds, of each unit; shape (units, 5)."""
+    """Alerts, alerted frauds, frauds, cases, amounts caught and of all frauds, of each unit; shape (units, 6)."""
     fraud, amount = shared.truth.fraud, shared.amount
-    counts = [np.bincount(unit[rows], minlength=units) for rows in (observed.alert, observed.alert & fraud, fraud)]
+    counted = (observed.alert, observed.alert & fraud, fraud, first_alerts(shared.case, observed.alert))
+    counts = [np.bincount(unit[rows], minlength=units) for rows in counted]
     sums = [np.bincount(unit[rows], weights=amount[rows], minlength=units) for rows in (observed.caught, fraud)]
     return np.column_stack([*counts, *sums])
 

@@ -12,6 +12,7 @@ from pipeline.backtest.labels.ground_truth import GroundTruth, answered_us, grou
 from pipeline.backtest.metrics.cost_model import from_alert_on
 from pipeline.backtest.metrics.ranking import top_of_days
 from pipeline.backtest.runner.result import BacktestResult, Variant
+from pipeline.decision.budget import case_numbers
 from schemas.times import US_PER_DAY
 
 
@@ -24,6 +25,8 @@ class Shared(NamedTuple):
     card: NDArray[np.int64]
     """Numbers from 0 on."""
     cards: int
+    case: NDArray[np.int64]
+    """Case of each; cases begin with the range."""
     amount: NDArray[np.float64]
     day: NDArray[np.int64]
     """Number of the day (UTC) within the range, from 0 on."""
@@ -66,6 +69,7 @@ def share(result: BacktestResult) -> Shared:
         event_time_us=times,
         card=card,
         cards=cards,
+        case=case_numbers(card, times),
         amount=frame["amount_base"].to_numpy(np.float64),
         day=in_blocks(len(times), np.int64, lambda rows: times[rows] // US_PER_DAY - first_day),
         first_day=first_day,

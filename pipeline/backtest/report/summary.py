@@ -27,7 +27,8 @@ from pipeline.backtest.runner.input_quality import refused_text
 COLUMNS: Final = 80
 _SHOWN: Final = (
     "auc_roc", "average_precision", "card_precision_at_k", "precision_at_k", "recall_at_k", "alerts_per_day",
-    "alert_precision", "alert_recall", "caught_amount", "missed_amount", "caught_share", "review_cost", "net_saving",
+    "cases_per_day", "alert_precision", "alert_recall", "caught_amount", "missed_amount", "caught_share", "review_cost",
+    "net_saving",
 )  # fmt: skip
 _MISSES: Final = 5
 

@@ -84,7 +84,7 @@ def _written(value: float | None, unit: str) -> str:
 
 
 def with_raised(content: ReportContent) -> ReportContent:
-    """Return the content with the alerts that variants raise in their names, where a budget in it says otherwise."""
+    """Return the content with the cases that variants raise in their names, where a budget in it says otherwise."""
     names = {variant.name: _reported_name(variant) for variant in content.variants}
     replace = msgspec.structs.replace
     return replace(
@@ -97,7 +97,7 @@ def with_raised(content: ReportContent) -> ReportContent:
 
 def _reported_name(variant: VariantContent) -> str:
     budget = variant.parameters.get(BUDGET)
-    raised = next(metric.value for metric in variant.metrics if metric.name == "alerts_per_day")
+    raised = next(metric.value for metric in variant.metrics if metric.name == "cases_per_day")
     if not isinstance(budget, int | float) or raised is None or abs(raised - budget) <= _KEPT * budget:
         return variant.name
     return f"{variant.name} (raises {raised:.3g})"

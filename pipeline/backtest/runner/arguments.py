@@ -63,7 +63,7 @@ class Thresholds(Limited):
         Sequence[float],
         Meta(
             gt=0,
-            description="Alerts a day, for which a threshold is chosen on the days before the range; may be repeated.",
+            description="Cases a day, for which a threshold is chosen on the days before the range; may be repeated.",
             extra={"option": "--budget"},
         ),
     ] = ()
@@ -71,8 +71,7 @@ class Thresholds(Limited):
         float | None,
         Meta(
             gt=0,
-            description="Alerts a day, first ones of their cases, for which a threshold is set anew each hour of event "
-            "time.",
+            description="Cases a day, for which a threshold is set anew each hour of event time.",
             extra={"metavar": "ALERTS_PER_DAY"},
         ),
     ] = None

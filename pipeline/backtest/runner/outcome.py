@@ -89,7 +89,7 @@ def warnings_of(request: Request, statistics: RunStatistics) -> list[str]:
             )
         if budget.tied:
             found.append(
-                f"{name}: {count(budget.tied, 'transaction')} with the highest score before the range, more than the "
+                f"{name}: {count(budget.tied, 'case')} with the highest score before the range, more than the "
                 "budget allows: the threshold lies above that score, and few alerts or none are raised; name a larger "
                 "budget"
             )

@@ -120,7 +120,7 @@ class Request:
         self._refuse_impossible_labels()
         if self.training is not None and self.training.renew_days and self.chooses_thresholds:
             raise ValueError(
-                "each training of a renewed model chooses a threshold, for --top alerts a day (alerts_per_day): leave "
+                "each training of a renewed model chooses a threshold, for --top cases a day (alerts_per_day): leave "
                 "--budget and --pace out, or hold one threshold with --threshold"
             )
         named = [*self.models, *(self.training.names if self.training is not None else ())]

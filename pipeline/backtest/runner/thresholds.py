@@ -10,9 +10,10 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from pipeline.backtest.runner.arguments import Thresholds
-from pipeline.decision.budget import budget_threshold
+from pipeline.decision.budget import case_threshold
 from pipeline.decision.pacing import Pacing, PacingOptions, ScoredRows, is_news, recent_scores, worth_noting
 from pipeline.decision.policy import Policy
+from pipeline.engine.records.columns import name_keys
 from pipeline.engine.scores.decisions import Decisions
 from schemas.times import US_PER_DAY, US_PER_HOUR
 
@@ -25,7 +26,7 @@ class AlertThreshold(NamedTuple):
 
     threshold: float | None = None
     budget: float | None = None
-    """Alerts a day, for which one threshold is chosen before the range."""
+    """Cases a day, for which one threshold is chosen before the range."""
     pace: PacingOptions | None = None
     """Budget for which the threshold is set anew each hour."""
 
@@ -86,8 +87,9 @@ class Budget:
         self._from_us = from_us
         self._first_us = from_us - round(days * US_PER_DAY)
         self._scores: list[NDArray[np.float64]] = []
+        self._cases: list[NDArray[np.int64]] = []
         self.tied = 0
-        """Transactions with the highest score before the range, where already they are more than the budget allows."""
+        """Cases with the highest score before the range, where already they are more than the budget allows."""
         self._seen_from_us: int | None = None
         self._policy: Policy | None = None
 
@@ -108,7 +110,10 @@ class Budget:
             return decisions
         if self._seen_from_us is None:
             self._seen_from_us = int(times_us[0])
-        self._scores.append(decisions.score[(times_us >= self._first_us) & (times_us < self._from_us)])
+        rows = np.flatnonzero((times_us >= self._first_us) & (times_us < self._from_us))
+        self._scores.append(decisions.score[rows])
+        cards = name_keys(pc.take(decisions.transactions.card_id, rows))[:, 0]
+        self._cases.append(cards ^ decisions.case_start_us[rows])
         if times_us[-1] < self._from_us:
             return decisions
         if self._policy is None:
@@ -116,17 +121,17 @@ class Budget:
         return decisions.under_policy(self._policy)
 
     def _chosen(self, policy: Policy) -> Policy:
-        score = np.concatenate(self._scores)
+        score, case = np.concatenate(self._scores), np.concatenate(self._cases)
         if not len(score):
             raise ValueError(
                 "the threshold for a budget of alerts is chosen on the days before the range, and there is no "
                 "transaction: begin the range later (--from), or lengthen --warm-up"
             )
-        self._scores = []
-        highest = int(np.count_nonzero(score == score.max()))
+        self._scores, self._cases = [], []
+        highest = len(np.unique(case[score == score.max()]))
         self.tied = highest if highest > self.alerts_per_day * self.days else 0
         return policy.replace(
-            threshold=budget_threshold(score, np.ones(len(score)), self.days, self.alerts_per_day),
+            threshold=case_threshold(score, case, self.days, self.alerts_per_day),
             metadata={"alerts_per_day": self.alerts_per_day, "validation_days": self.days},
         )
 

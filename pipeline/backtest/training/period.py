@@ -37,11 +37,6 @@ class TrainingPeriod(NamedTuple):
         return EarlyReports(self.known_us, delays) if self.gap_us <= delays.maturity_us + US_PER_SECOND else None
 
     @property
-    def last_event_us(self) -> int:
-        """Event time of the last transaction that may teach."""
-        return self.last_us if self.early is None else self.known_us
-
-    @property
     def labels(self) -> TrainedLabels:
         """The labels of the training, for the models' metadata."""
         return TrainedLabels(self.known_us, self.gap_us, {} if self.regime is None else self.regime.describe())

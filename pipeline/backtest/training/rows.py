@@ -67,7 +67,7 @@ class TrainingRows:
 
     def training_set(self, period: TrainingPeriod) -> TrainingSet:
         """Return the transactions of a period, each a fraud if the label says so that held at the period's end."""
-        return self.known_at(period.known_us, period.from_us, min(period.last_event_us + 1, period.known_us))
+        return self.known_at(period.known_us, period.from_us, period.known_us)
 
     def known_at(self, known_us: int, from_us: int = EARLIEST_US, end_us: int = LATEST_US) -> TrainingSet:
         """Return the transactions of some event times by the labels that held at a time.

@@ -69,10 +69,10 @@ def test_a_shorter_warm_up_is_what_is_asked_for_and_a_missing_one_is_reported(fi
     short = backtest_of(file, start=start, settings=settings, warm_up_s=3 * 86_400.0).run()
     assert short.warm_up_from_us >= (start - 3 * DAY).timestamp() * 1e6
     (asked,) = short.warnings
-    assert "warmed up for 3 days, and features look back 60" in asked
+    assert f"warmed up for 3 days, and features look back {REACH_US // US_PER_DAY}" in asked
     full = backtest_of(file, start=start, settings=settings).run()
     (warning,) = full.warnings
-    assert "11.9 of 67 days" in warning
+    assert f"11.9 of {(REACH_US + LATENESS_US) // US_PER_DAY} days" in warning
     assert not decisions(full)["score"].equals(decisions(short)["score"])
     (cold,) = backtest_of(file, settings=settings).run().warnings
     assert "--from" in cold

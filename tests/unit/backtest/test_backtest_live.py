@@ -23,7 +23,6 @@ from pipeline.scoring.river_factory import first_river
 from pipeline.settings import Settings
 from schemas.messages import Decision, DecisionFeatures
 from schemas.records import Record
-from schemas.times import US_PER_DAY
 from schemas.topics import DECISION_FEATURES, DECISIONS, Topic
 from tests.helpers.blocks import features_block
 from tests.helpers.histories import START_US, Happening, busy_history, play, transactions
@@ -207,7 +206,7 @@ def test_windows_that_began_later_explain_what_lies_within_their_reach(history: 
     decisions, places = here(history)
     shifted = dataclasses.replace(decisions, features=decisions.features + 1.0)
     middle_us = int(np.median(decisions.transactions.event_time_us))
-    found = comparer(lived.logs(), began_us=middle_us - 67 * US_PER_DAY)
+    found = comparer(lived.logs(), began_us=middle_us - compared.FULL_AFTER_US)
     found.take(shifted, places)
     before = int((decisions.transactions.event_time_us < middle_us).sum())
     assert causes(found) == {compared.WINDOWS: before, compared.ARRIVAL: len(decisions) - before}

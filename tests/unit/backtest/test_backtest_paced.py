@@ -119,7 +119,7 @@ def test_what_cannot_be_paced_is_refused(file: Path, settings: Settings) -> None
         ({"labels": "simulated-review"}, "name a threshold"),
         ({"pace": 0.0}, "pace must be more than 0"),
         ({"pace": None, "critical": 0.5}, "belongs to a pace"),
-        ({"critical": 0.01}, "from 0.02 to 1"),
+        ({"critical": 0.001}, "from 0.005 to 1"),
     ):
         with pytest.raises(ValueError, match=words):
             asked(file, settings, **changes)

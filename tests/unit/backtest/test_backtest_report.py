@@ -27,6 +27,7 @@ from pipeline.backtest.report.svg import COLOURS, QUIET_INK
 from pipeline.backtest.report.wording import headline
 from pipeline.backtest.runner.result import BacktestResult, Variant
 from pipeline.backtest.runner.thresholds import BUDGET
+from pipeline.decision.budget import case_numbers
 from pipeline.features.catalogue import FEATURES
 from pipeline.scoring.distributions import BinCounter, distributions_of
 from tests.helpers.backtests import DAY_US, DAYS, FROM_US, HOSTILE, result
@@ -91,6 +92,9 @@ def test_figures_are_those_of_the_rows() -> None:
     assert found["alert_precision"] == pytest.approx(fraud[alert].mean())
     assert found["alert_recall"] == pytest.approx(alert[fraud].mean())
     assert found["alerts_per_day"] == pytest.approx(alert.sum() / DAYS)
+    cases = set(case_numbers(card.astype(np.int64), times)[alert].tolist())
+    assert found["cases_per_day"] == pytest.approx(len(cases) / DAYS)
+    assert len(cases) < alert.sum()
     assert found["fraud_amount"] == pytest.approx(amount[fraud].sum())
     assert found["caught_amount"] == pytest.approx(amount[fraud][caught].sum())
     assert found["missed_amount"] == pytest.approx(amount[fraud][~caught].sum())
@@ -675,7 +679,7 @@ def test_the_verdict_begins_with_money_and_says_no_more_than_intervals_allow() -
 
 def test_a_variant_that_misses_its_budget_is_named_by_what_it_raises() -> None:
     given = result(variants=3)
-    raised = by_name(quick(given).content.variants[0].metrics)["alerts_per_day"]
+    raised = by_name(quick(given).content.variants[0].metrics)["cases_per_day"]
     named = [
         replace(variant, name=f"model {number} at {budget:g} a day", parameters={BUDGET: budget})
         for number, (variant, budget) in enumerate(zip(given.variants, (raised, 2 * raised, raised / 2), strict=True))
@@ -684,7 +688,7 @@ def test_a_variant_that_misses_its_budget_is_named_by_what_it_raises() -> None:
     report = quick(replace(given, variants=named, drift=drift))
     names = [variant.name for variant in report.content.variants]
     assert names == [variant.name for variant in named]
-    reported = [by_name(variant.metrics)["alerts_per_day"] for variant in report.content.variants]
+    reported = [by_name(variant.metrics)["cases_per_day"] for variant in report.content.variants]
     for text in (report.html, " ".join(report.text.split())):
         assert f"{names[1]} (raises {reported[1]:.3g})" in text
         assert f"{names[2]} (raises {reported[2]:.3g})" in text

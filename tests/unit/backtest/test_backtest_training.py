@@ -18,7 +18,7 @@ from pipeline.backtest import delayed_truth, frame_tables
 from pipeline.backtest.input.span import RangeError
 from pipeline.backtest.report import ReportOptions, build_report
 from pipeline.backtest.runner.result import BacktestResult
-from pipeline.decision.budget import budget_threshold
+from pipeline.decision.budget import case_threshold
 from pipeline.engine.scores.active_models import ActiveModels
 from pipeline.features.catalogue import DEFAULT_FEATURES, FEATURES
 from pipeline.history.files import resolve_mapping
@@ -332,12 +332,15 @@ def test_a_budget_s_threshold_is_the_one_that_keeps_it_on_the_days_before(
     now = active(rules=RULES)
     result = asked(with_large_amounts, budgets=[2, 20], models={"now": now}).run()
     assert [variant.name for variant in result.variants] == ["now at 2 a day", "now at 20 a day"]
-    before = (
-        asked(with_large_amounts, start=start + 22 * DAY, end=start + 28 * DAY).run().variants[0].decisions["score"]
+    parts: list[pd.DataFrame] = []
+    asked(with_large_amounts, start=start + 22 * DAY, end=start + 28 * DAY, models={"now": "active"}).each(
+        lambda name, decisions: parts.append(decisions.frame())
     )
+    before = pd.concat(parts)
+    case, _ = pd.factorize(before["case_id"])
+    assert len(before) > len(set(case.tolist()))
     for budget, variant in zip((2, 20), result.variants, strict=True):
-        score = before.to_numpy()
-        expected = budget_threshold(score, np.ones(len(score)), 6.0, budget)
+        expected = case_threshold(before["score"].to_numpy(), case, 6.0, budget)
         assert variant.threshold == expected
         scored = variant.decisions["score"] >= expected
         assert ((variant.decisions["selection"] == "score") == scored).all()
@@ -360,7 +363,7 @@ def test_a_budget_below_the_number_of_equal_highest_scores_is_reported(
 ) -> None:
     result = asked(budgets=[0.1, 20], models={"now": "active"}).run()
     (warning,) = [warning for warning in result.warnings if "with the highest score before the range" in warning]
-    assert re.match(r"now at 0\.1 a day: [\d,]+ transactions? with the highest score", warning)
+    assert re.match(r"now at 0\.1 a day: [\d,]+ cases? with the highest score", warning)
     before = asked(start=start + 22 * DAY, end=start + 28 * DAY).run().variants[0].decisions["score"]
     decisions = result.variants[0].decisions
     # A higher one than any before may come; none of those that are equal to the highest is selected.

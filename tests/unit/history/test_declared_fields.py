@@ -14,8 +14,9 @@ def test_fields_of_declared_features_arrive_from_every_reader() -> None:
     # A CSV cannot tell an empty text from none.
     assert found["csv"] == [[country or None, shop or None, risk] for country, shop, risk in plain]
     assert found["parquet"] == found["objects"] == found["frame"] == found["replay"] == plain
-    assert found["inputs"] == ["country", "shop"]
-    countries, shops = zip(*found["codes"], strict=True)
+    # The packaged set reads the hour.
+    assert found["inputs"] == ["hour", "country", "shop"]
+    _, countries, shops = zip(*found["codes"], strict=True)
     assert countries[0] == countries[5]
     assert len({*countries}) == 5
     assert [code is None for code in shops] == [False, True, False, False, False, True]

@@ -44,7 +44,7 @@ def test_an_equal_challenger_passes_in_nine_cases_of_ten() -> None:
 
 @pytest.mark.parametrize("harm", ["shuffled", "inverted", "overconfident", "narrow"])
 def test_a_bad_challenger_is_rejected_with_its_figures(harm: str) -> None:
-    expected = {"overconfident": "calibration error", "narrow": "alerts a day for a budget"}.get(harm, "frauds a day")
+    expected = {"overconfident": "calibration error", "narrow": "cases a day for a budget"}.get(harm, "frauds a day")
     for seed in range(5):
         rows = scorings(seed)
         score = rows.candidate
@@ -130,14 +130,22 @@ def test_alerts_beyond_two_budgets_are_harm_at_once_unless_the_version_before_ra
     time_us = np.arange(60) * (US_PER_DAY // 20)
     score = np.where(np.arange(60) < 40, 0.1, 0.9)
     quiet = np.full(60, 0.1)
-    assert not raises_too_much(score, quiet, (0.5, 0.5), time_us, 10.0).harm
-    found = raises_too_much(score, quiet, (0.5, 0.5), time_us, 9.0)
+    case = np.arange(60)
+    assert not raises_too_much(score, quiet, (0.5, 0.5), case, time_us, 10.0).harm
+    found = raises_too_much(score, quiet, (0.5, 0.5), case, time_us, 9.0)
     assert found.harm
     assert found.figures == {
         "most_alerts_in_24_hours": 20,
         "alerts_per_day_budget": 9.0,
         "alerts_of_the_version_before": 0,
     }
-    assert not raises_too_much(score, score, (0.5, 0.5), time_us, 9.0).harm
+    assert not raises_too_much(score, score, (0.5, 0.5), case, time_us, 9.0).harm
     # Spread over days they are no burst.
-    assert not raises_too_much(score, quiet, (0.5, 0.5), 10 * time_us, 9.0).harm
+    assert not raises_too_much(score, quiet, (0.5, 0.5), case, 10 * time_us, 9.0).harm
+    # Two alerts of a case are one case, of the version before too.
+    assert not raises_too_much(score, quiet, (0.5, 0.5), case // 2, time_us, 5.0).harm
+    assert raises_too_much(score, score, (0.5, 0.5), case // 2, time_us, 4.0).figures == {
+        "most_alerts_in_24_hours": 10,
+        "alerts_per_day_budget": 4.0,
+        "alerts_of_the_version_before": 10,
+    }

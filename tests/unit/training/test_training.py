@@ -11,7 +11,7 @@ from click.testing import CliRunner
 from sklearn.linear_model import LogisticRegression
 
 from pipeline.cli import main
-from pipeline.decision.budget import budget_threshold
+from pipeline.decision.budget import budget_threshold, case_numbers, case_threshold
 from pipeline.decision.policy import Policy
 from pipeline.features.catalogue import DEFAULT_FEATURES, FEATURES
 from pipeline.learning.regimes import NEVER_US, LabelRegime
@@ -59,11 +59,32 @@ def test_a_training_learns_calibrates_and_keeps_the_budget() -> None:
     result = trained(data, alerts_per_day=10.0)
     assert result.metrics["auc_roc"] > 0.9
     assert result.metrics["average_precision"] > 2 * data.fraud.mean()
-    assert result.metrics["alerts_per_day"] <= 10.0
+    # Two days without labels are too few: the validation period chooses the threshold.
+    assert result.policy.metadata["threshold_days"] == 7.0
+    assert 9.0 < result.metrics["cases_per_day"] <= 10.0 < result.metrics["alerts_per_day"]
     assert result.metrics["expected_to_observed_frauds"] == pytest.approx(1.0, abs=0.05)
     assert result.policy.lightgbm_version == result.model.version
     assert result.policy.threshold == result.metrics["threshold"]
     assert result.model.metadata["periods"]["validation"]["rows"] > 0
+
+
+def test_the_version_s_scores_of_days_without_labels_choose_the_threshold() -> None:
+    data = synthetic()
+    known_us = int(data.event_time_us[-1]) - US_PER_DAY
+    split = split_cohorts(
+        data.event_time_us, label_delay_us=5 * US_PER_DAY, validation_us=4 * US_PER_DAY, known_before_us=known_us
+    )
+    result = train(data, split, config=SMALL, features=FEATURES, alerts_per_day=10.0)
+    assert result.policy.metadata["threshold_days"] == 4.0
+    times_us = data.event_time_us
+    rows = np.flatnonzero((times_us > known_us - 4 * US_PER_DAY) & (times_us <= known_us))
+    score = sigmoid(result.model.logit(data.wide(rows)))
+    case = case_numbers(data.card[rows], times_us[rows])
+    assert result.policy.threshold == pytest.approx(case_threshold(score, case, 4.0, 10.0))
+    # What comes later, and labels of these days, change nothing.
+    spoilt = replace(data, fraud=data.fraud ^ (times_us > known_us - 5 * US_PER_DAY))
+    again = train(spoilt, split, config=SMALL, features=FEATURES, alerts_per_day=10.0)
+    assert again.policy.to_payload() == result.policy.to_payload()
 
 
 def test_a_training_is_reproducible_and_its_seed_matters() -> None:
@@ -105,7 +126,9 @@ def test_early_reports_grow_the_version_and_leave_its_checks_alone() -> None:
     config = TrainingConfig(trees=30, leaves=8, rows_per_leaf=20, threads=1, row_fraction=1.0, half_life_days=0.0)
     without = train(data, split, config=config, features=FEATURES)
     with_them = train(data, split, config=config, features=FEATURES, early=early)
-    assert with_them.metrics == without.metrics
+    # The threshold is that of other trees' scores.
+    for name in ("auc_roc", "average_precision", "card_precision_100", "expected_to_observed_frauds"):
+        assert with_them.metrics[name] == without.metrics[name]
     assert with_them.model.calibration == without.model.calibration
     assert with_them.model.metadata["periods"] == without.model.metadata["periods"]
     young = (data.event_time_us > as_of_us - 7 * US_PER_DAY) & (data.event_time_us <= as_of_us)
@@ -337,7 +360,7 @@ def test_metrics_without_both_kinds_are_not_numbers() -> None:
         ([0.9, 0.8, 0.7, 0.6], [1, 1, 1, 1], 2, 2, 4),
         ([0.9, 0.8, 0.7, 0.6], [1, 10, 1, 1], 1, 5, 1),
         ([0.9, 0.9], [1, 1], 1, 1, 0),
-        ([0.9, 0.01], [1, 1], 1, 100, 1),
+        ([0.9, 0.001], [1, 1], 1, 100, 1),
     ],
 )
 def test_the_threshold_keeps_the_budget(
