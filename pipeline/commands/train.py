@@ -59,7 +59,7 @@ def command(file: Path | None, mapping: Path | None, options: TrainOptions) -> N
     """Train on the transactions of FILE (.parquet, .csv, .jsonl, the last two also .gz), or on what was served.
 
     Features come from the kernel that live traffic uses, with labels known only after their delay. The new policy keeps
-    blend, audit and rules of the active one: the cluster's with `--publish`, else the registry's. One JSON line on the
+    blend and audit of the active one: the cluster's with `--publish`, else the registry's. One JSON line on the
     standard output names the versions and metrics.
     """
     if (file is None) == (not options.from_topics):

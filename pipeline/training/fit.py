@@ -102,7 +102,7 @@ def train(
         split: Rows to train on, and later ones to check on.
         alerts_per_day: Budget of cases that the threshold keeps.
         config: How the trees are grown.
-        policy: Gives blend, audit rate and rules of the new policy.
+        policy: Gives blend and audit rate of the new policy.
         features: The features that trees may ask for; the model keeps how they are distributed.
         details: Further metadata of the model.
         early: Reports of rows that are too young for ``split``; without, such rows are not trained on.

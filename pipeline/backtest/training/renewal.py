@@ -63,7 +63,7 @@ class ModelRenewal:
             from_us: Begin of the range.
             rows: Transactions before the range, and their labels; those of the range are added. None where no candidate
                 is renewed, which is decided in the same parts as others are.
-            policy: Gives rules, blend and audit rate of the policies.
+            policy: Gives blend and audit rate of the policies.
             registry: Where versions are kept, if that is asked for.
             schedules: How the models of each candidate are renewed, by its name.
             begins: Called with the name of a variant before it is trained.

@@ -173,7 +173,7 @@ class Training(Limited):
             name: Name of the variant in ``variants``.
             data: Transactions by the labels that were known at the end of ``period``.
             period: Says which of them are targets, and which of these validate.
-            policy: Gives rules, blend and audit rate of the new policy. None: defaults.
+            policy: Gives blend and audit rate of the new policy. None: defaults.
             registry: Keeps the version, if ``register`` is set.
 
         Raises:
