@@ -1,1 +1,1 @@
-"""Decisions about scores: the policy, and the reasons that an analyst reads."""
+"""Decisions about scores: the policy, the rules, and the reasons that an analyst reads."""

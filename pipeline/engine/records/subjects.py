@@ -75,8 +75,8 @@ class Subjects(NamedTuple):
                 values = ((original.attributes or {}).get(name) for original in originals)
                 found[name] = [value if isinstance(value, str) else None for value in values]
             else:
-                given = map(attrgetter(name), originals)
-                found[name] = [text_of(value) if type(value) is float else value for value in given]
+                given = [*map(attrgetter(name), originals)]
+                found[name] = [*map(text_of, given)] if float in {*map(type, given)} else given
         return found
 
     def take(self, rows: NDArray[np.intp]) -> "Subjects":
