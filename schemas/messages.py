@@ -233,9 +233,9 @@ class Decision(Message, frozen=True, kw_only=True):
     """Why an alert was raised: ``score``, ``rule`` or ``audit``."""
     selection_probability: float = 1.0
     """Probability with which this transaction would be put before an analyst."""
-    rule_hits: list[str] | msgspec.UnsetType = msgspec.UNSET
+    rule_hits: list[str] = []
     """Codes of the active rules that hit; absent where none does. With ``shadow_hits`` 20 at most."""
-    shadow_hits: list[str] | msgspec.UnsetType = msgspec.UNSET
+    shadow_hits: list[str] = []
     """Codes of the rules in shadow that hit; they raise no alert."""
     threshold: float
     features: dict[str, float | None] | None = None

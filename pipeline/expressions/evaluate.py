@@ -217,10 +217,10 @@ def _compared(sign: str, left: Any, right: Any) -> Any:
     compare, words = _SIGNS[sign], right.words
     if len(words) == 1 and (word := words[0]) is not None:
         return left.tested(lambda other: compare(other, word))
-    pairs, places = np.unique(left.codes * len(words) + right.codes, return_inverse=True)
+    pairs, rows = np.unique(left.codes * len(words) + right.codes, return_inverse=True)
     split = [(left.words[pair // len(words)], words[pair % len(words)]) for pair in pairs.tolist()]
-    table = np.array([one is not None and other is not None and compare(one, other) for one, other in split], np.bool_)
-    return table[places.reshape(np.shape(left.codes + right.codes))]
+    table = np.array([None not in words_of and compare(*words_of) for words_of in split], np.bool_)
+    return table[rows.reshape(np.shape(left.codes + right.codes))]
 
 
 @lru_cache(1_000)

@@ -40,6 +40,7 @@ def test_the_notebook_is_the_page(page: str) -> None:
 
 def test_every_example_is_run() -> None:
     examples = {path.relative_to(ROOT).as_posix() for path in (ROOT / "examples").iterdir()}
-    # tests/integration/test_faust_example.py runs the agent, test_own_features_page.py the page with a declaration.
-    others = {"examples/README.md", "examples/faust-agent.md", "examples/own-features.md"}
+    # tests/integration/test_faust_example.py runs the agent, test_own_features_page.py the page with a declaration, and
+    # tests/unit/settings/test_rule_files.py reads the rules.
+    others = {"examples/README.md", "examples/faust-agent.md", "examples/own-features.md", "examples/rules"}
     assert examples - others == {*NOTEBOOKS.values(), *PAGES[1:]}

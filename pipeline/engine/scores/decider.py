@@ -75,9 +75,14 @@ class Decider:
         ]
         result.outputs += encode_features(batch, keys, self._card_partitions)
         result.latencies_s += ((timestamp_us(batch.now) - subjects.wholes[INGESTED_US]) / 1_000_000).tolist()
-        for codes, state in zip(_hit_codes(batch), ("active", "shadow"), strict=True):
-            for code, count in codes.items():
-                result.counts[f"{state}_hit", code] += count
+        rules = batch.models.evaluated_rules
+        for numbers, count in Counter(batch.decided.hits.tolist()).items():
+            for number in numbers:
+                code = rules.evaluated[number].code
+                if number < rules.active:
+                    result.counts["active_hit", code] += count
+                else:
+                    result.counts["shadow_hit", code] += count
         alerted = np.flatnonzero(selection >= 0)
         result.counts["decision", "alert"] += len(alerted)
         result.counts["decision", "allow"] += subjects.rows - len(alerted)
@@ -86,12 +91,3 @@ class Decider:
             for row, value in zip(alerted.tolist(), self._writer.alerts(raised), strict=True):
                 result.outputs.append(Output(ALERTS, keys[row], value))
                 result.counts["alert", SELECTIONS[selection[row]]] += 1
-
-
-def _hit_codes(batch: DecisionBatch) -> tuple[Counter[str], Counter[str]]:
-    """Count the hits of each rule by its code: those of active rules, and those of rules in shadow."""
-    rules, active, shadow = batch.models.evaluated_rules, Counter[str](), Counter[str]()
-    for numbers, count in Counter(batch.decided.hits.tolist()).items():
-        for number in numbers:
-            (active if number < rules.active else shadow)[rules.evaluated[number].code] += count
-    return active, shadow
