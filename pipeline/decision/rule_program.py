@@ -79,6 +79,8 @@ class RuleProgram:
         """Truth of tests of texts, by the text."""
         self._roots = np.array([self._step(condition.root) for condition in conditions], np.int64)
         self._program = np.array([*self._steps], np.int64).reshape(-1, 4)
+        self.steps = len(self._program)
+        """Number of steps: equal parts of conditions are one."""
         self._values = np.array([*self._constants], np.float64)
         self._read = {
             item: (item,) if isinstance(item, str) else tuple(fields_in(Condition(item))) for item in self._inputs
@@ -102,9 +104,7 @@ class RuleProgram:
             else:
                 inputs[number] = columns[item]
         found = np.empty((len(self._roots), n), np.bool_)
-        run_program(
-            self._program, self._values, inputs, self._roots, np.empty((len(self._program), _BLOCK_ROWS)), found
-        )
+        run_program(self._program, self._values, inputs, self._roots, np.empty((self.steps, _BLOCK_ROWS)), found)
         return found
 
     def _tested(self, test: Node, columns: Mapping[str, Any], n: int) -> NDArray[np.float64]:
@@ -115,12 +115,14 @@ class RuleProgram:
         try:
             return np.fromiter(map(known.__getitem__, column), np.float64, n)
         except KeyError:
-            words = dict.fromkeys(column)
-        if len(known) + len(words) > _MOST_WORDS:
+            # Of its own, whatever another thread does with what is known.
+            found = {word: truth for word in column if (truth := known.get(word)) is not None}
+        new = [word for word in dict.fromkeys(column) if word not in found]
+        found.update(zip(new, _truth(test, {names[0]: new}, len(new)).tolist(), strict=True))
+        if len(known) + len(new) > _MOST_WORDS:
             known.clear()
-        new = [word for word in words if word not in known]
-        known.update(zip(new, _truth(test, {names[0]: new}, len(new)).tolist(), strict=True))
-        return np.fromiter(map(known.__getitem__, column), np.float64, n)
+        known.update(found)
+        return np.fromiter(map(found.__getitem__, column), np.float64, n)
 
     def _step(self, node: Node) -> int:
         """Return the number of the step that makes a node's value; steps before it make its operands'."""

@@ -19,6 +19,8 @@ from pipeline.scoring.payload import VERSION_DIGITS, decode_payload, encode_payl
 RULES: Final = "rules"
 """Name of sets of rules on ``models`` and ``control``."""
 MOST_RULES: Final = 1_000
+MOST_STEPS: Final = 20_000
+"""Different parts of all conditions of a set that are evaluated: each takes a kilobyte, and 0.2 us a batch."""
 MOST_HITS: Final = 20
 """Most codes of rules on a decision."""
 LONGEST_CODE: Final = 100
@@ -134,6 +136,8 @@ class RuleSet:
         self.rules, self.payload, self.digest = content.rules, payload, payload_digest(payload)
         self.version = self.digest[:VERSION_DIGITS]
         self._rank(content.rules)
+        if self.program.steps > MOST_STEPS:
+            raise ModelError(f"the rules have {self.program.steps:,} parts, and may have {MOST_STEPS:,}: retire some")
 
     def _rank(self, rules: Iterable[Rule]) -> None:
         evaluated = [rule for rule in rules if rule.state != "draft"]

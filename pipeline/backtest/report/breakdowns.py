@@ -94,7 +94,7 @@ def reasons(variant: Variant) -> list[ReasonCount]:
     rows = [
         ReasonCount(
             code=str(code),
-            meaning=CODES.get(str(code), "A rule of the policy."),
+            meaning=CODES.get(str(code), "A rule."),
             alerts=int(size),
             share=float(size / variant.explained),
             mean_contribution=float(mean),

@@ -84,6 +84,13 @@ def test_sets_that_make_no_sense_are_refused(rules: list, complaint: str) -> Non
         RuleSet(rules)
 
 
+def test_parts_of_a_set_are_bounded_and_equal_ones_are_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipeline.decision.rules.MOST_STEPS", 6)
+    RuleSet([rule(f"r{number}", "amount > 1 and amount > 2") for number in range(9)])
+    with pytest.raises(ModelError, match="the rules have 8 parts, and may have 6"):
+        RuleSet([rule("a", "amount > 1 and amount > 2"), rule("b", "amount > 3")])
+
+
 def test_a_rule_of_an_unknown_state_or_feature_is_refused_on_reading() -> None:
     payload = RuleSet([rule("a", "amount > 1")]).payload
     for old, new in ((b'"active"', b'"asleep"'), (b'"field","amount"', b'"field","missing"'), (b'"rules",', b'"x",')):
