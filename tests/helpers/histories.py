@@ -79,7 +79,7 @@ def _table(history: list[Happening], kind: str, types: dict[str, pa.DataType]) -
     ]
     return pa.table(
         {
-            name: pa.array([row.get(name) if name != "mcc" else str(row[name]) for row in rows], type)
+            name: pa.array([str(row[name]) if name == "mcc" and name in row else row.get(name) for row in rows], type)
             for name, type in types.items()
         }
     )

@@ -227,7 +227,8 @@ class DecisionWriter:
         if models is not self._models:
             self._models, self._encoded = models, {}
         if rates not in self._encoded:
-            self._encoded[rates] = _encode(models.versions(rates.decode()))
+            # A decision without rules is as long as before.
+            self._encoded[rates] = _encode(models.versions(rates.decode())).replace(b',"rules":""', b"")
         return self._encoded[rates]
 
 

@@ -64,7 +64,7 @@ def test_it_is_a_reason_in_its_own_words(decided: dict[str, Any]) -> None:
 
 def test_only_numbers_of_declared_numbers_count_and_only_texts_of_texts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(attributes, "ATTRIBUTES", ("a", "b"))
-    monkeypatch.setattr(attributes, "_TEXTS", ("d",))
+    monkeypatch.setattr(attributes.ACTIVE, "texts", ("d",))
     found = attribute_columns([{"a": 1.5, "c": 2.0, "d": "x"}, {"b": "7", "a": None}, None, {"b": -1e300, "d": 1.0}])
     assert found.numbers is not None
     np.testing.assert_array_equal(found.numbers, [[1.5, math.nan], [math.nan] * 2, [math.nan] * 2, [math.nan, -1e300]])
