@@ -5,7 +5,7 @@ there is and cannot be told apart.
 """
 
 import tempfile
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any, Final
@@ -24,7 +24,7 @@ from schemas.times import US_PER_DAY
 from tests.evaluation.detection import FOLDS, FRAUDS, REPLICATES, Data
 from tests.evaluation.histories import History
 from tests.evaluation.parts import Found, Part, Table, Unit, markdown
-from tests.evaluation.worlds.families import CHOOSING, FAMILIES, SCORED_DAYS
+from tests.evaluation.worlds.families import CHOOSING, FAMILIES, SCORED_DAYS, Family
 from tests.evaluation.worlds.rivals import RIVALS, Task
 from tests.helpers.files import load_transactions
 
@@ -134,13 +134,22 @@ def of_file(file: Path, final: bool) -> Found:
 
 def units(file: Path, final: bool, only: Collection[str]) -> list[Unit]:
     """Return a unit for the file and for each family and seed; ``final`` alone measures families that judge."""
-    families = FAMILIES.values() if final else CHOOSING
-    found = [Unit(FILE, of_file, (file, final))] if FILE in only else []
-    return found + [
-        Unit(f"{family.name} {seed}", of_world, (family.name, seed))
+    of_file_alone = [Unit(FILE, of_file, (file, final))] if FILE in only else []
+    return of_file_alone + units_of_worlds(of_world, FAMILIES.values() if final else CHOOSING, only)
+
+
+def items_of_worlds(families: Collection[str]) -> tuple[str, ...]:
+    """Return what ``--only`` knows of some families: their names, and each of their seeds."""
+    return (*families, *(f"{family} {seed}" for family in families for seed in SEEDS))
+
+
+def units_of_worlds(measure: Callable[..., Found], families: Iterable[Family], only: Collection[str]) -> list[Unit]:
+    """Return a unit for each seed of some families; ``only`` names a family, or one of its seeds."""
+    return [
+        Unit(f"{family.name} {seed}", measure, (family.name, seed))
         for family in families
         for seed in SEEDS
-        if family.name in only or f"{family.name} {seed}" in only
+        if not {family.name, f"{family.name} {seed}"}.isdisjoint(only)
     ]
 
 
@@ -193,4 +202,4 @@ def interval_of_seeds(more: NDArray[np.float64]) -> tuple[float, float]:
     return interval(means) or (np.nan, np.nan)
 
 
-PART: Final = Part((FILE, *FAMILIES, *(f"{name} {seed}" for name in FAMILIES for seed in SEEDS)), units, tables)
+PART: Final = Part((FILE, *items_of_worlds(FAMILIES)), units, tables)
