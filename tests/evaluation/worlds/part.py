@@ -170,11 +170,12 @@ def tables(found: Mapping[str, Found]) -> Iterator[Table]:
             f"{len(of_seeds)} seeds"
         )
         yield markdown(title, head, [[model, *_cells(row, base, model)] for model, row in days.items()])
-    calibrated = {name: source["calibration"] for name, source in found.items() if source["calibration"]}
     columns = ("alerts", "mean score", "share of frauds", "calibration error", "of drawn outcomes, below")
-    rows = [
-        [name, str(row.pop("alerts")), *(f"{value:.4f}" for value in row.values())] for name, row in calibrated.items()
-    ]
+    rows = []
+    for name, source in found.items():
+        if source["calibration"]:
+            alerts, *figures = source["calibration"].values()
+            rows.append([name, str(alerts), *(f"{value:.4f}" for value in figures)])
     yield markdown("Calibration of alerts", ("world", *columns), rows)
 
 
