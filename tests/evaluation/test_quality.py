@@ -168,7 +168,7 @@ def test_the_gate_lets_the_online_model_in_where_reports_speak_for_it(file: Path
 def test_candidates_are_added_to_the_default(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(selection, "SMALLER", SMALL)
     monkeypatch.setattr(selection, "SEEDS", (1,))
-    added = {"default": DEFAULT_FEATURES, "with weekday": FEATURES, "without hour": ("amount",)}
+    added = {"default": DEFAULT_FEATURES, "with weekday": FEATURES, "without hour": DEFAULT_FEATURES[2:]}
     monkeypatch.setattr(selection, "sets", lambda: added)
     family = FAMILIES["collusion"]
     monkeypatch.setitem(FAMILIES, "collusion", family._replace(size=Size(900, 900, 63)))
