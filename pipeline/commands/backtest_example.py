@@ -16,8 +16,8 @@ from pipeline.settings import Settings
 @declared_options("world", World, without=("history_days",))
 @click.option(
     "--days",
-    type=click.IntRange(min=88),
-    default=90,
+    type=click.IntRange(min=91),
+    default=94,
     show_default=True,
     help="Simulated days; the last three weeks are decided again.",
 )

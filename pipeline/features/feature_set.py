@@ -1,7 +1,7 @@
 """The features that follow from a declaration, their columns, and the tables by which kernels compute them."""
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from typing import Any, Final, NamedTuple
 
@@ -81,7 +81,7 @@ class FeatureSet:
         self.numbers = tuple(name for name, field in declaration.fields.items() if field.type == "number")
         """Declared numbers, by their keys in ``attributes``."""
         self.texts = tuple(name for name, field in declaration.fields.items() if field.type == "text")
-        self.carried = tuple(self._carried())
+        self.carried = tuple(self._carried({feature.name: feature.meaning for feature in own["merchant"]}))
         card = [feature for feature in BUILT_IN_CARD if feature.name in chosen]
         card += [*own["transaction"], *self.carried, *own["card"]]
         merchant = [feature for feature in BUILT_IN_MERCHANT if feature.name in chosen]
@@ -148,13 +148,13 @@ class FeatureSet:
         """Return the name of the feature that brings a value to the windows of merchants."""
         return f"attribute_{given.field}" if given.where is None and given.field in self.numbers else given.column
 
-    def _carried(self) -> Iterable[Feature]:
+    def _carried(self, meanings: Mapping[str, str]) -> Iterable[Feature]:
         for given in self.merchant_inputs:
             if self._column(given) == given.column:
                 # The definition has the condition; a sentence for analysts has no names of features.
-                words = given.field or "whether a condition holds"
+                read_by = next(group.names[0] for group in self._groups["merchant"] if group.input == given)
                 yield Feature(
-                    "transaction", given.column, NUMBER, f"{words}, as windows of merchants read it",
+                    "transaction", given.column, NUMBER, f"what the sale adds to the {meanings[read_by]}",
                     f"`{given}`; of a text, 52 bits of its hash", FIELD_REASON,
                 )  # fmt: skip
 

@@ -14,9 +14,10 @@ from numpy.typing import NDArray
 
 from pipeline.learning.regimes import LabelRegime
 from pipeline.settings import Settings
+from pipeline.training.fit import TrainingConfig
 from tests.evaluation.detection import TOP, Data, Scored, at, before, figures
 from tests.evaluation.gate import gated
-from tests.evaluation.histories import RIVER_WARM_UP, History
+from tests.evaluation.histories import DEFAULTS, RIVER_WARM_UP, History
 from tests.evaluation.parts import Found, Part, Table, Unit, compared, markdown
 
 DAYS: Final = ("2018-06-24", "2018-07-08")
@@ -30,6 +31,8 @@ GATED: Final = "with River behind its gate"
 SOONER: Final = "with River and early reports"
 SOONER_GATED: Final = "with early reports, behind its gate"
 WAYS: Final = (RIVER, GATED, SOONER, SOONER_GATED)
+GATES: Final = {RIVER: GATED, SOONER: SOONER_GATED}
+"""Names of the same behind the gate."""
 EARLY_MATURITY: Final = Settings(maturity_days=0.25)
 """Settings that presume legitimate after six hours without a report; a report by then stands for all."""
 FROZEN: Final = "frozen"
@@ -98,25 +101,45 @@ def _history(file: Path, attack: Attack | None, start: str, end: str) -> History
 def measured(file: Path, attack: Attack | None, schedule: str, start: str, end: str) -> Found:
     """Return the figures of a schedule under an attack: without the online model, with it, and behind its gate."""
     history = _history(file, attack, start, end)
-    first_day, last_day = at(start), at(end)
+    ways = ways_of(history, schedule, at(start), at(end), {RIVER: DEFAULTS, SOONER: EARLY_MATURITY})
+    return {name: _figures(history.data, history.rows(at(start), at(end)), score) for name, score in ways.items()}
+
+
+def ways_of(
+    history: History,
+    schedule: str,
+    first_day: datetime,
+    last_day: datetime,
+    online: Mapping[str, Settings],
+    config: TrainingConfig | None = None,
+) -> dict[str, NDArray[np.float64]]:
+    """Return log-odds of some days by a schedule: `ALONE`, with online models, and with each behind its gate.
+
+    Args:
+        history: Features and reports.
+        schedule: When LightGBM is trained.
+        first_day: The first day that is scored.
+        last_day: The day after the last one.
+        online: Settings by which examples follow from labels, for each name in `GATES`.
+        config: How trees are grown.
+    """
     early = schedule in (EARLY, AFTERWARDS)
-    model, _ = history.version(last_day if schedule == AFTERWARDS else first_day, early=early)
+    model, _ = history.version(last_day if schedule == AFTERWARDS else first_day, config=config, early=early)
     rows = [history.rows(first_day - RIVER_WARM_UP, first_day)]
     logit = [history.logit(model, rows[0])]
     for day in (first_day + timedelta(days=number) for number in range((last_day - first_day).days)):
         if schedule in (DAILY, EARLY) and day > first_day:
-            model, _ = history.version(day, early=early)
+            model, _ = history.version(day, config=config, early=early)
         rows.append(history.rows(day, day + timedelta(days=1)))
         logit.append(history.logit(model, rows[-1]))
     source, alone = np.concatenate(rows[1:]), np.concatenate(logit[1:])
+    ways = {ALONE: alone}
     if schedule == AFTERWARDS:
-        return {ALONE: _figures(history.data, source, alone)}
-    of_all, served = np.concatenate(rows), np.concatenate(logit)
-    river = history.corrected(of_all, served, first_day)
-    sooner = history.corrected(of_all, served, first_day, EARLY_MATURITY)
-    ways = {ALONE: alone, RIVER: river, GATED: gated(history.data, REGIME, source, alone, river)}
-    ways |= {SOONER: sooner, SOONER_GATED: gated(history.data, REGIME, source, alone, sooner)}
-    return {name: _figures(history.data, source, score) for name, score in ways.items()}
+        return ways
+    for name, settings in online.items():
+        river = history.corrected(np.concatenate(rows), np.concatenate(logit), first_day, settings)
+        ways |= {name: river, GATES[name]: gated(history.data, history.regime, source, alone, river)}
+    return ways
 
 
 def _figures(data: Data, rows: NDArray[np.int64], score: NDArray[np.float64]) -> dict[str, Any]:

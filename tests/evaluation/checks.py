@@ -11,10 +11,11 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from pipeline.features.catalogue import FEATURES
+from pipeline.features.catalogue import CARD_FEATURES, FEATURES
 from pipeline.scoring.blend import sigmoid
 from pipeline.scoring.kinds import Scorer
 from tests.evaluation.recorded import Decisions, Identity
+from tests.helpers.expected import windows_of
 from tests.reference.features import card_features, merchant_features, tolerance
 
 EXAMPLES = 5
@@ -74,7 +75,20 @@ def features_equal_the_reference(decisions: Decisions, cards: pd.DataFrame, merc
     """
     problems: list[str] = []
     compared = different = values_different = 0
-    for log, reference in ((cards, card_features), (merchants, merchant_features)):
+
+    def of_cards(log: pd.DataFrame) -> pd.DataFrame:
+        return card_features(log).join(windows_of("card", log))
+
+    def of_merchants(log: pd.DataFrame) -> pd.DataFrame:
+        sales = log[log["kind"] == "transaction"]
+        # Filters of merchants read features of the card, as they were served.
+        rows = decisions.features[[decisions.row[key] for key in sales["transaction"]], : len(CARD_FEATURES)]
+        served = pd.DataFrame(rows, sales.index, CARD_FEATURES)
+        return merchant_features(log).join(
+            windows_of("merchant", sales.join(served[served.columns.difference(log.columns)]))
+        )
+
+    for log, reference in ((cards, of_cards), (merchants, of_merchants)):
         if log.empty:
             continue
         decided = log[log["kind"] == "transaction"]

@@ -24,7 +24,7 @@ from pipeline.scoring.river_inputs import INPUTS, SOURCE_COLUMNS, river_inputs
 from pipeline.scoring.river_layer import LayerConfig, RiverLayer, Scale
 from pipeline.scoring.river_learner import OnlineRegression
 from pipeline.settings import Settings
-from pipeline.training.cohorts import TrainingSet
+from pipeline.training.cohorts import Split, TrainingSet
 from pipeline.training.fit import TrainingConfig, train
 from schemas.times import US_PER_DAY, US_PER_HOUR
 from tests.evaluation import detection
@@ -77,6 +77,10 @@ class History:
             labels=period.labels,
         )  # fmt: skip
         return trained.model, trained.policy.threshold
+
+    def fitted(self, split: Split) -> LightGBMModel:
+        """Return a model of some rows by all their reports, also those that came later."""
+        return train(self._set, split, alerts_per_day=TOP).model
 
     def _known(self, period: TrainingPeriod) -> TrainingSet:
         source = self._set

@@ -17,6 +17,7 @@ import click
 
 from tests.evaluation import attacks, budget, compared, over_time, selection, variants
 from tests.evaluation.parts import Found, Part, Table, Unit
+from tests.evaluation.worlds import renewals
 from tests.evaluation.worlds.part import PART as WORLDS
 
 PARTS: Final[dict[str, Part]] = {
@@ -26,6 +27,7 @@ PARTS: Final[dict[str, Part]] = {
     "features": selection.PART,
     "worlds": WORLDS,
     "budget": budget.PART,
+    "river": renewals.PART,
     "months": over_time.MONTHS_PART,
     "cold-start": over_time.COLD_PART,
 }

@@ -16,6 +16,7 @@ from tests.evaluation.detection import Variant
 from tests.evaluation.gate import gated
 from tests.evaluation.histories import History
 from tests.evaluation.parts import Unit
+from tests.evaluation.worlds import renewals
 from tests.evaluation.worlds.families import FAMILIES
 from tests.evaluation.worlds.population import Size
 from tests.helpers.handbook import handbook_frame
@@ -167,7 +168,7 @@ def test_the_gate_lets_the_online_model_in_where_reports_speak_for_it(file: Path
 def test_candidates_are_added_to_the_default(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(selection, "SMALLER", SMALL)
     monkeypatch.setattr(selection, "SEEDS", (1,))
-    added = {"default": DEFAULT_FEATURES, "with weekday": FEATURES, "without hour": ("amount",)}
+    added = {"default": DEFAULT_FEATURES, "with weekday": FEATURES, "without hour": DEFAULT_FEATURES[2:]}
     monkeypatch.setattr(selection, "sets", lambda: added)
     family = FAMILIES["collusion"]
     monkeypatch.setitem(FAMILIES, "collusion", family._replace(size=Size(900, 900, 63)))
@@ -175,6 +176,22 @@ def test_candidates_are_added_to_the_default(file: Path, monkeypatch: pytest.Mon
     assert "| features | collusion | folds | p | enters |" in output
     assert "| with weekday | " in output
     assert list(newest(file, "features")["units"])[-1] == "collusion 1"
+
+
+def test_the_online_model_is_measured_on_daily_renewal(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(renewals, "SMALLER", SMALL)
+    monkeypatch.setattr(renewals, "DAYS", timedelta(days=3))
+    family = FAMILIES["collusion"]
+    monkeypatch.setitem(FAMILIES, "collusion", family._replace(size=Size(900, 900, 63)))
+    output = run(file, "river", "--only", "collusion 2").output
+    units = newest(file, "river")["units"]
+    assert isinstance(units, dict)
+    (found,) = units.values()
+    assert len(found["alone"]["average_precision"]) == 3
+    assert found["with River"]["average_precision"] != found["alone"]["average_precision"]
+    behind_gate = found["with River behind its gate"]["average_precision"]
+    assert behind_gate[0] == found["alone"]["average_precision"][0], "the gate begins shut"
+    assert f"| collusion | 1 | {np.nanmean(found['alone']['average_precision']):.4f} | " in output
 
 
 def test_sets_add_candidates_and_leave_features_out() -> None:

@@ -140,7 +140,7 @@ def main() -> None:
             "replay": decoded([*map(ENCODER.encode, transaction_messages(frame, event_times_us(frame)))]),
             "inputs": [given.field for given in CARD_INPUTS],
             "codes": [[None if np.isnan(code) else code for code in row] for row in inputs.tolist()],
-            "carried": [None if np.isnan(value) else value for value in features[:, INPUT_COLUMNS[0]].tolist()],
+            "carried": [None if np.isnan(value) else value for value in features[:, INPUT_COLUMNS[-1]].tolist()],
             "declared": sorted(rows.declared),
         }
     json.dump(reported, sys.stdout)

@@ -5,7 +5,7 @@ there is and cannot be told apart.
 """
 
 import tempfile
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any, Final
@@ -15,22 +15,28 @@ import pandas as pd
 from numpy.typing import NDArray
 from sklearn.metrics import average_precision_score
 
+from pipeline.backtest.metrics.bootstrap import interval
 from pipeline.history.files import resolve_mapping
 from pipeline.replay.replayer import EPOCH
-from pipeline.training.score_metrics import days_of
+from pipeline.scoring.blend import sigmoid
+from pipeline.training.score_metrics import calibration_error, days_of
 from schemas.times import US_PER_DAY
-from tests.evaluation.detection import FOLDS, FRAUDS, Data, difference
+from tests.evaluation.detection import FOLDS, FRAUDS, REPLICATES, Data
 from tests.evaluation.histories import History
 from tests.evaluation.parts import Found, Part, Table, Unit, markdown
-from tests.evaluation.worlds.families import CHOOSING, FAMILIES, SCORED_DAYS
-from tests.evaluation.worlds.rivals import DEFAULT, scores
+from tests.evaluation.worlds.families import CHOOSING, FAMILIES, SCORED_DAYS, Family
+from tests.evaluation.worlds.rivals import RIVALS, Task
 from tests.helpers.files import load_transactions
 
 SEEDS: Final = (1, 2, 3, 4, 5)
 FILE: Final = "file"
+DEFAULT: Final = "default"
 MEASURES: Final = ("average_precision", "frauds", "money")
 _WARM_UP_DAYS: Final = 7
 """Days of a world in which no label could be known."""
+_GROUPS: Final = 10
+"""Groups of alerts by score, of equal size."""
+_DRAWS: Final = 1_000
 _HANDBOOK_TIME: Final = "TX_DATETIME"
 
 
@@ -40,25 +46,43 @@ def measure(data: Data, rows: NDArray[np.int64], score: NDArray[np.float64]) -> 
     Args:
         data: Truth.
         rows: Rows in order of time, shape (n,).
-        score: Their scores, shape (n,).
+        score: Their scores, shape (n,). A day without scores is NaN, and so are its figures.
     """
     found: dict[str, list[float]] = {name: [] for name in (*MEASURES, "frauds_of_day", "money_of_day")}
     fraud, card = data.fraud[rows], data.card[rows]
     money = np.where(fraud, data.frame["amount_minor"].to_numpy()[rows] / 100, 0.0)
     for _, day in days_of(data.times[rows]):
         cards, case = np.unique(card[day], return_inverse=True)
-        highest = np.full(len(cards), -np.inf)
-        np.maximum.at(highest, case, score[day])
         frauds, of_money = (np.bincount(case, values[day], len(cards)) for values in (fraud.astype(float), money))
-        opened = np.argsort(-highest, kind="stable")[: max(1, round(np.count_nonzero(frauds) / 2))]
-        precision = average_precision_score(fraud[day], score[day]) if fraud[day].any() else np.nan
-        for name, value in zip(
-            found,
-            (precision, frauds[opened].sum(), of_money[opened].sum(), frauds.sum(), of_money.sum()),
-            strict=True,
-        ):
+        figures = (np.nan, np.nan, np.nan)
+        if not np.isnan(score[day]).any():
+            highest = np.full(len(cards), -np.inf)
+            np.maximum.at(highest, case, score[day])
+            opened = np.argsort(-highest, kind="stable")[: max(1, round(np.count_nonzero(frauds) / 2))]
+            precision = average_precision_score(fraud[day], score[day]) if fraud[day].any() else np.nan
+            figures = (precision, frauds[opened].sum(), of_money[opened].sum())
+        for name, value in zip(found, (*figures, frauds.sum(), of_money.sum()), strict=True):
             found[name].append(float(value))
     return found
+
+
+def calibration(score: NDArray[np.float64], fraud: NDArray[np.bool_]) -> dict[str, float]:
+    """Return the expected calibration error of alerts, and below what it is for outcomes drawn from their scores.
+
+    Args:
+        score: Probabilities of fraud of all alerts, shape (n,).
+        fraud: Shape (n,).
+    """
+    if len(score) < _GROUPS:
+        return {}
+    drawn = np.random.default_rng(0).random((_DRAWS, len(score))) < score
+    return {
+        "alerts": len(score),
+        "mean_score": float(score.mean()),
+        "share_of_frauds": float(fraud.mean()),
+        "error": calibration_error(score, fraud, _GROUPS),
+        "limit": float(np.percentile([calibration_error(score, outcome, _GROUPS) for outcome in drawn], 95)),
+    }
 
 
 def history_of_world(frame: pd.DataFrame) -> History:
@@ -84,9 +108,15 @@ def of_frame(frame: pd.DataFrame) -> Found:
     """Return the figures of each model on the last days of a frame, trained on what was known before them."""
     history = history_of_world(frame)
     data, (start, end) = history.data, scored_days(history.data)
-    rows = history.rows(start, end)
-    train_from = begin_of(data) + timedelta(days=_WARM_UP_DAYS)
-    return {name: measure(data, rows, score) for name, score in scores(history, train_from, start, end).items()}
+    model, threshold = history.version(start)
+    task = Task.of(history, begin_of(data) + timedelta(days=_WARM_UP_DAYS), start, end)
+    scores = {DEFAULT: history.logit(model, task.scored), **{name: rival(task) for name, rival in RIVALS.items()}}
+    score = sigmoid(scores[DEFAULT])
+    alert = score >= threshold
+    return {
+        "models": {name: measure(data, task.scored, found) for name, found in scores.items()},
+        "calibration": calibration(score[alert], data.fraud[task.scored][alert]),
+    }
 
 
 def of_world(family: str, seed: int) -> Found:
@@ -104,33 +134,49 @@ def of_file(file: Path, final: bool) -> Found:
 
 def units(file: Path, final: bool, only: Collection[str]) -> list[Unit]:
     """Return a unit for the file and for each family and seed; ``final`` alone measures families that judge."""
-    families = FAMILIES.values() if final else CHOOSING
-    found = [Unit(FILE, of_file, (file, final))] if FILE in only else []
-    return found + [
-        Unit(f"{family.name} {seed}", of_world, (family.name, seed))
+    of_file_alone = [Unit(FILE, of_file, (file, final))] if FILE in only else []
+    return of_file_alone + units_of_worlds(of_world, FAMILIES.values() if final else CHOOSING, only)
+
+
+def items_of_worlds(families: Collection[str]) -> tuple[str, ...]:
+    """Return what ``--only`` knows of some families: their names, and each of their seeds."""
+    return (*families, *(f"{family} {seed}" for family in families for seed in SEEDS))
+
+
+def units_of_worlds(measure: Callable[..., Found], families: Iterable[Family], only: Collection[str]) -> list[Unit]:
+    """Return a unit for each seed of some families; ``only`` names a family, or one of its seeds."""
+    return [
+        Unit(f"{family.name} {seed}", measure, (family.name, seed))
         for family in families
-        if family.name in only
         for seed in SEEDS
+        if not {family.name, f"{family.name} {seed}"}.isdisjoint(only)
     ]
 
 
 def tables(found: Mapping[str, Found]) -> Iterator[Table]:
-    """Yield a table for the file and for each family, with the differences of the default from every other model."""
+    """Yield a table for the file and for each family, with what the default has more, and one of its calibration."""
+    head = ("model", "average precision", "frauds in half the cases", "money in half the cases")
     for name in (FILE, *FAMILIES):
-        of_seeds = [source for unit, source in found.items() if unit == name or unit.rpartition(" ")[0] == name]
+        of_seeds = [source["models"] for unit, source in found.items() if unit == name or unit.startswith(f"{name} ")]
         if not of_seeds:
             continue
-        pooled = {
-            model: {key: np.concatenate([seed[model][key] for seed in of_seeds]) for key in of_seeds[0][model]}
-            for model in of_seeds[0]
+        days = {
+            model: {key: np.array([seed[model][key] for seed in of_seeds]) for key in row}
+            for model, row in of_seeds[0].items()
         }
-        base = pooled[DEFAULT]
-        head = ("model", "average precision", "frauds in half the cases", "money in half the cases")
+        base = days[DEFAULT]
         title = (
             f"{name}: {np.mean(base['frauds_of_day']):.1f} frauds a day of {np.mean(base['money_of_day']):,.0f}, "
             f"{len(of_seeds)} seeds"
         )
-        yield markdown(title, head, [[model, *_cells(row, base, model)] for model, row in pooled.items()])
+        yield markdown(title, head, [[model, *_cells(row, base, model)] for model, row in days.items()])
+    columns = ("alerts", "mean score", "share of frauds", "calibration error", "of drawn outcomes, below")
+    rows = []
+    for name, source in found.items():
+        if source["calibration"]:
+            alerts, *figures = source["calibration"].values()
+            rows.append([name, str(alerts), *(f"{value:.4f}" for value in figures)])
+    yield markdown("Calibration of alerts", ("world", *columns), rows)
 
 
 def _cells(row: Mapping[str, Any], base: Mapping[str, Any], model: str) -> Iterator[str]:
@@ -138,10 +184,23 @@ def _cells(row: Mapping[str, Any], base: Mapping[str, Any], model: str) -> Itera
     for measure_name, digits in zip(MEASURES, (4, 1, 0), strict=True):
         cell = f"{np.nanmean(row[measure_name]):,.{digits}f}"
         if model != DEFAULT:
-            source = difference(base[measure_name], row[measure_name])
-            ends = ", ".join(f"{source[end]:+,.{digits}f}" for end in ("low", "high"))
-            cell += f" [{ends}]"
+            ends = interval_of_seeds(base[measure_name] - row[measure_name])
+            cell += f" [{', '.join(f'{end:+,.{digits}f}' for end in ends)}]"
         yield cell
 
 
-PART: Final = Part((FILE, *FAMILIES), units, tables)
+def interval_of_seeds(more: NDArray[np.float64]) -> tuple[float, float]:
+    """Return the 95 % interval of a mean: seeds are drawn with replacement, and days of each.
+
+    Args:
+        more: Differences, shape (seeds, days); NaN for days that were not measured.
+    """
+    seeds, days = more.shape
+    generator, means = np.random.default_rng(0), np.empty(REPLICATES)
+    for number in range(REPLICATES):
+        drawn = more[generator.integers(seeds, size=(seeds, 1)), generator.integers(days, size=(seeds, days))]
+        means[number] = np.nanmean(drawn) if np.isfinite(drawn).any() else np.nan
+    return interval(means) or (np.nan, np.nan)
+
+
+PART: Final = Part((FILE, *items_of_worlds(FAMILIES)), units, tables)

@@ -1,11 +1,13 @@
 """The table of a world: figures of cases, features of the comparison, and who is measured when."""
 
+from datetime import timedelta
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 
+from schemas.times import US_PER_DAY
 from tests.evaluation.detection import Data
 from tests.evaluation.worlds import part, rivals
 from tests.evaluation.worlds.afternoon import FURTHER, HANDBOOK, afternoon_features
@@ -30,8 +32,9 @@ def frame_of(rows: list[tuple[str, str, str, float, bool]]) -> pd.DataFrame:
 
 
 def test_families_that_judge_are_measured_by_final_alone(tmp_path: Path) -> None:
-    only = part.PART.items
-    assert only == ("file", *FAMILIES)
+    only = ("file", *FAMILIES)
+    assert set(only) < set(part.PART.items)
+    assert [unit.name for unit in part.units(tmp_path, False, ("collusion 2", "drift 1"))] == ["collusion 2"]
     plain = {unit.name.rpartition(" ")[0] for unit in part.units(tmp_path, False, only)} - {""}
     final = {unit.name.rpartition(" ")[0] for unit in part.units(tmp_path, True, only)} - {""}
     assert plain == {family.name for family in CHOOSING}
@@ -91,20 +94,63 @@ def test_features_of_an_afternoon_are_those_of_a_loop() -> None:
 
 
 def test_a_world_and_a_file_have_the_same_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(part, "SEEDS", (1,))
     monkeypatch.setattr(rivals, "_TREES", 20)
+    monkeypatch.setattr(rivals, "_RIVER_EXAMPLES", 200)
+    monkeypatch.setattr(rivals, "_RIVER_SCORES", 700)
     family = FAMILIES["card testing"]
     monkeypatch.setitem(FAMILIES, "card testing", family._replace(size=SMALL))
-    (unit,) = part.units(tmp_path, False, ("card testing",))
-    found = {unit.name: unit.measure(*unit.arguments)}
-    found[part.FILE] = part.of_frame(family.frame(1, SMALL))
-    of_file, of_family = part.tables(found)
+    (unit,) = part.units(tmp_path, False, ("card testing 1",))
+    found = dict.fromkeys((unit.name, part.FILE), unit.measure(*unit.arguments))
+    of_file, of_family, calibrated = part.tables(found)
     assert of_file.lines == of_family.lines
-    assert [line.split(" | ")[0] for line in of_file.lines[2:]] == [
-        "| default", "| Handbook's 15, LightGBM", "| afternoon's 27, LightGBM", "| amount alone",
-    ]  # fmt: skip
-    precision = [np.mean(row["average_precision"]) for row in found[part.FILE].values()]
-    assert precision[0] > precision[3]
+    assert [line.split(" | ")[0] for line in of_file.lines[2:]] == [f"| {name}" for name in ("default", *rivals.RIVALS)]
+    models = found[part.FILE]["models"]
+    precision = {name: np.mean(row["average_precision"]) for name, row in models.items()}
+    assert min(precision["default"], precision["ceiling"]) > precision["amount alone"]
+    assert len({tuple(row["average_precision"]) for row in models.values()}) == len(models)
+    assert [line.split(" | ")[0] for line in calibrated.lines[2:]] == ["| card testing 1", "| file"]
+
+
+def test_rivals_that_learn_row_by_row_wait_for_the_labels_and_skip_days(monkeypatch: pytest.MonkeyPatch) -> None:
+    history = part.history_of_world(FAMILIES["card testing"].frame(1, Size(300, 400, 63)))
+    data, (start, end) = history.data, part.scored_days(history.data)
+    task = rivals.Task.of(history, part.begin_of(data) + timedelta(days=7), start, end)
+    monkeypatch.setattr(rivals, "_RIVER_SCORES", len(task.scored) // 3 + 1)
+    number = {tuple(row): place for place, row in enumerate(task.features[:, : len(HANDBOOK)].tolist())}
+    learned: list[int] = []
+
+    def score(row: rivals.Example) -> float:
+        now_us = data.times[number[tuple(row.values())]]
+        assert data.times[learned[-1]] <= now_us - 7 * US_PER_DAY
+        assert data.times[learned[-1]] > now_us - 8 * US_PER_DAY
+        return 0.5
+
+    found = rivals._prequential(task, lambda row, fraud: learned.append(number[tuple(row.values())]), score)
+    days = pd.Series(found).groupby(data.times[task.scored] // US_PER_DAY)
+    assert days.count().gt(0).tolist() == [day % 3 == 0 for day in range(28)]
+    assert data.fraud[learned].sum() == data.fraud[task.past[0] : learned[-1] + 1].sum()
+    figures = part.measure(data, task.scored, found)
+    assert np.isfinite(figures["frauds"]).tolist() == [day % 3 == 0 for day in range(28)]
+
+
+def test_alerts_that_mean_what_they_say_are_below_the_limit() -> None:
+    score = np.random.default_rng(1).beta(1, 2, 3_000)
+    fraud = np.random.default_rng(2).random(3_000) < score
+    calibrated, high = part.calibration(score, fraud), part.calibration(np.minimum(score * 1.3, 1), fraud)
+    assert calibrated["error"] < calibrated["limit"] < 0.05
+    assert high["error"] > high["limit"]
+    assert part.calibration(score[:5], fraud[:5]) == {}
+
+
+def test_an_interval_over_seeds_is_wider_where_seeds_differ() -> None:
+    days = np.random.default_rng(1).normal(0, 1, (5, 28))
+    days -= days.mean(axis=1, keepdims=True)
+    low, high = part.interval_of_seeds(days)
+    assert -0.3 < low < 0 < high < 0.3
+    apart = part.interval_of_seeds(days + np.array([[-2], [-1], [0], [1], [2]]))
+    assert apart[0] < -1 < 1 < apart[1]
+    days[:, ::2] = np.nan
+    assert np.isfinite(part.interval_of_seeds(days)).all()
 
 
 def test_only_final_reads_the_last_weeks_of_the_handbook(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
