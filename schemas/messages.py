@@ -195,7 +195,7 @@ class ModelScores(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     river: float
 
 
-class Versions(msgspec.Struct, frozen=True, kw_only=True, gc=False):
+class Versions(msgspec.Struct, frozen=True, kw_only=True, gc=False, omit_defaults=True):
     """The versions that decided a transaction; enough to decide it again."""
 
     lightgbm: str
@@ -204,7 +204,7 @@ class Versions(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     kernel: str
     rates: str
     rules: str = ""
-    """The set of rules; empty, and absent in decisions, without rules."""
+    """The set of rules; absent without rules."""
 
 
 class Decision(Message, frozen=True, kw_only=True):

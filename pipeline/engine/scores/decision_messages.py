@@ -227,8 +227,7 @@ class DecisionWriter:
         if models is not self._models:
             self._models, self._encoded = models, {}
         if rates not in self._encoded:
-            # A decision without rules is as long as before.
-            self._encoded[rates] = _encode(models.versions(rates.decode())).replace(b',"rules":""', b"")
+            self._encoded[rates] = _encode(models.versions(rates.decode()))
         return self._encoded[rates]
 
 

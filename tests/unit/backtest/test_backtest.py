@@ -113,7 +113,6 @@ def assert_same(parts: list[Decisions], live: Live) -> None:
     for name in ("rule_hits", "shadow_hits"):
         found[name] = [*map(tuple, found[name])]
         expected[name] = [*map(tuple, expected[name])]
-        assert len(set(found[name])) > (2 if live.models.rules.rules else 0), name
     assert len(found) == len(expected) > 0
     for name in expected:
         left, right = found[name], expected[name]
@@ -137,6 +136,8 @@ def test_decisions_are_those_of_the_live_kernels(seed: int, partitions: int) -> 
     live = play(history, Live(models(), card))
     parts = run(history, card, 100)
     assert_same(parts, live)
+    for name in ("rule_hits", "shadow_hits"):
+        assert len({tuple(codes) for codes in frame(parts)[name]}) > 2, name
     assert dead_letters(parts) == sorted(live.dead_letters)
     assert sum(part.duplicates for part in parts) == live.counts["duplicate", ""] > 0
     outcomes = sum((part.label_outcomes for part in parts), Counter[str]())
