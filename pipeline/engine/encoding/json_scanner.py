@@ -202,10 +202,13 @@ def _read_object(
                     return -1
             elif not _whole(text, first, at, _MOST_WHOLE_DIGITS):
                 return -1
-        elif kind == _NUMBER or (instead & _NUMBER_TOO and column < 0):
+        elif kind == _NUMBER or instead & _NUMBER_TOO:
             first = at
             at = _past_number(text, at, end)
             last = at
+            # A whole number stands for its digits; how another one is written out is for the decoder.
+            if at >= 0 and column >= 0 and not _whole(text, first, last, _MOST_DIGITS):
+                return -1
         else:
             return -1
         if at < 0:
