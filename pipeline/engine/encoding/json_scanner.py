@@ -48,6 +48,8 @@ _MOST_WHOLE_DIGITS: Final = 9
 _MOST_DECIMALS: Final = 3
 _MOST_ATTRIBUTE_DECIMALS: Final = 20
 """With `_MOST_DIGITS` before the point an amount is within 64 bits."""
+_MOST_ZEROS: Final = 4
+"""Zeros behind the point from which Python writes a number below 1 with an exponent."""
 _QUOTE, _BACKSLASH, _SPACE, _COLON, _COMMA, _OPEN, _CLOSE = b'"\\ :,{}'
 _POINT, _MINUS, _PLUS, _ZERO, _NINE, _T, _Z, _N = b".-+09TZn"
 _NULL: Final = np.frombuffer(b"null", np.uint8)
@@ -206,8 +208,7 @@ def _read_object(
             first = at
             at = _past_number(text, at, end)
             last = at
-            # A whole number stands for its digits; how another one is written out is for the decoder.
-            if at >= 0 and column >= 0 and not _whole(text, first, last, _MOST_DIGITS):
+            if at >= 0 and column >= 0 and not _is_own_text(text, first, last):
                 return -1
         else:
             return -1
@@ -302,6 +303,23 @@ def _past_number(text: IntArray, at: int, end: int) -> int:
         if not 0 < at - first <= _MOST_ATTRIBUTE_DECIMALS:
             return -1
     return at
+
+
+@compiled
+def _is_own_text(text: IntArray, first: int, last: int) -> bool:
+    """Return True if Python writes a plain number as it stands: without a needless zero, and not with an exponent."""
+    start = first + (text[first] == _MINUS)
+    point = start
+    while point < last and text[point] != _POINT:
+        point += 1
+    if point == last:
+        return text[start] != _ZERO or start == first
+    if text[last - 1] == _ZERO or last - start > _MOST_DIGITS + 1:
+        return False
+    zeros = 0
+    while text[point + 1 + zeros] == _ZERO:
+        zeros += 1
+    return text[start] != _ZERO or zeros < _MOST_ZEROS
 
 
 @compiled

@@ -23,6 +23,19 @@ VALUES = (
     "0.10",
     "1e3",
     "-7",
+    "-1.5",
+    "0.0001",
+    "0.00001",
+    "0.00012",
+    "0.00099",
+    "-0",
+    "0",
+    "0.0",
+    "1.50",
+    "-0.5",
+    "123456789012345.25",
+    "12345678901234.2",
+    "1234567890123.25",
     "null",
     '"\\u00e9\\n"',
     '"東京"',
@@ -57,3 +70,15 @@ def test_texts_of_a_batch_are_read_alike(drawn: list[dict[str, str]]) -> None:
     values = [(START + "".join(f',"{name}":{value}' for name, value in row.items()) + "}").encode() for row in drawn]
 
     assert texts_of(values) == accepted(values)
+
+
+def test_numbers_that_stand_for_texts_are_plain_where_their_text_is_as_written() -> None:
+    from pipeline.engine.records.accept import text_of
+    from tests.property.test_backtest_fast_path import is_plain
+
+    numbers = [value for value in VALUES if value[0] not in '"n' and "e" not in value]
+    plain = is_plain([f'{START},"mcc":{value}}}'.encode() for value in numbers])
+
+    taken = [value for value, is_taken in zip(numbers, plain, strict=True) if is_taken]
+    assert taken == [text_of(float(value)) for value in taken]
+    assert {"5411", "-7", "-1.5", "0.0001", "0.00099", "0", "-0.5", "1234567890123.25"} <= {*taken}
