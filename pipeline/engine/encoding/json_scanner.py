@@ -313,13 +313,13 @@ def _is_own_text(text: IntArray, first: int, last: int) -> bool:
     while point < last and text[point] != _POINT:
         point += 1
     if point == last:
-        return text[start] != _ZERO or start == first
+        return bool(text[start] != _ZERO) or start == first
     if text[last - 1] == _ZERO or last - start > _MOST_DIGITS + 1:
         return False
     zeros = 0
     while text[point + 1 + zeros] == _ZERO:
         zeros += 1
-    return text[start] != _ZERO or zeros < _MOST_ZEROS
+    return bool(text[start] != _ZERO) or zeros < _MOST_ZEROS
 
 
 @compiled
