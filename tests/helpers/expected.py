@@ -77,7 +77,10 @@ def expected_features(profiled: Iterable[Record], progress: Iterable[Record] = (
 
 
 def windows_of(entity: str, frame: pd.DataFrame) -> pd.DataFrame:
-    """Return the windows that the packaged set declares of an entity, of rows of one partition."""
+    """Return the windows that the packaged set declares of an entity, of rows of one partition.
+
+    Of several where ``frame`` has ``partition_newest_us``.
+    """
     found = features_of(entity, PACKAGED, frame.assign(**{f"{entity}_partition": 0}))
     return found[[name for name in found if name in WINDOW_FEATURES]]
 
