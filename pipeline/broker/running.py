@@ -11,7 +11,7 @@ from pipeline.settings import Settings
 
 ANSWER_TIMEOUT_S: Final = 10.0
 SERVICE_TIMEOUT_S: Final = 60.0
-"""For a service, which starts beside others while the broker is busy."""
+"""Longest wait of a service, which starts beside others while the broker is busy."""
 
 
 class ClusterNotFound(RuntimeError):

@@ -72,8 +72,7 @@ def case_threshold(
 
 def highest_of_cases(score: NDArray[np.float64], case: NDArray[np.int64]) -> NDArray[np.intp]:
     """Return the row with the highest score of each case, the first of equal ones; rows ascend."""
-    order = np.argsort(-score, kind="stable")
-    return np.sort(order[np.unique(case[order], return_index=True)[1]])
+    return _first_rows(case, np.argsort(-score, kind="stable"))
 
 
 def first_alerts(case: NDArray[np.int64], alert: NDArray[np.bool_]) -> NDArray[np.intp]:
@@ -82,7 +81,11 @@ def first_alerts(case: NDArray[np.int64], alert: NDArray[np.bool_]) -> NDArray[n
     >>> first_alerts(np.array([1, 1, 2, 2, 3]), np.array([True, True, False, True, False]))
     array([0, 3])
     """
-    rows = np.flatnonzero(alert)
+    return _first_rows(case, np.flatnonzero(alert))
+
+
+def _first_rows(case: NDArray[np.int64], rows: NDArray[np.intp]) -> NDArray[np.intp]:
+    """Return of some rows the first of each case; they ascend."""
     return np.sort(rows[np.unique(case[rows], return_index=True)[1]])
 
 

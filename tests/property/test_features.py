@@ -10,8 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from pipeline.features.catalogue import ACTIVE, CARD_FEATURES, MERCHANT_FEATURES, WINDOW_FEATURES
+from pipeline.features.catalogue import CARD_FEATURES, MERCHANT_FEATURES, WINDOW_FEATURES
 from pipeline.features.kernel import CardWindows, MerchantWindows
+from tests.helpers.expected import CARRIED
 from tests.helpers.keys import keys
 from tests.property.strategies import DAY, START_US, busy_card_log, busy_merchant_log, card_logs, merchant_logs
 from tests.reference.features import card_features, merchant_features
@@ -19,7 +20,7 @@ from tests.reference.features import card_features, merchant_features
 INEXACT = ("mean", "std", "amount_to", "deviation", "surge", "risk")
 """Features whose last bits depend on the order of divisions and roots; all others must be equal."""
 EXACT_INTEGERS = 2**53
-DECLARED = {*WINDOW_FEATURES, *(feature.name for feature in ACTIVE.carried)}
+DECLARED = CARRIED.union(WINDOW_FEATURES)
 """Windows that the packaged set declares, and what they read: ``test_declarations`` has their like."""
 KNOWN = {"legitimate": 0, "fraud": 1, "none": 2}
 

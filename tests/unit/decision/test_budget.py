@@ -48,7 +48,6 @@ def test_no_transaction_has_no_case() -> None:
 
 
 def test_many_high_scores_of_a_card_are_one_case() -> None:
-    """As in the testing of a stolen card."""
     score = np.concatenate([np.linspace(0.9, 0.95, 50), [0.8, 0.7, 0.6]])
     card = np.concatenate([np.zeros(50, np.int64), [1, 2, 3]])
     case = case_numbers(card, np.arange(53) * 60_000_000)
