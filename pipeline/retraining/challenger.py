@@ -295,7 +295,9 @@ def policy_for(rows: ServedRows, model: LightGBMModel, champion: Champion, limit
     # A shorter history has fewer days.
     days = max((now_us - int(newest.event_time_us[0])) / US_PER_DAY, 1.0)
     highest = highest_of_cases(score, case_numbers(newest.card, newest.event_time_us))
-    threshold = budget_threshold(score[highest], np.ones(len(highest)), days, limits.alerts_per_day)
+    threshold = budget_threshold(
+        score[highest], np.ones(len(highest)), days, limits.alerts_per_day, exceed_for_ties=True
+    )
     metadata = {
         "alerts_per_day": limits.alerts_per_day,
         "threshold_days": round(days, 3),
