@@ -14,6 +14,7 @@ from pipeline.expressions.trees import (
     GRAMMAR,
     KEYWORDS,
     MAX_NESTING,
+    TOO_DEEP,
     Condition,
     ExpressionError,
     ValueKind,
@@ -26,11 +27,29 @@ MAX_LENGTH: Final = 4_000
 """Longest text, in characters."""
 _TOKEN: Final = re.compile(
     r"""\s*(?:(?P<text>'(?:[^']|'')*+')|(?P<quoted>"(?:[^"]|"")*+")|(?P<word>[^\W\d]\w*)"""
-    r"""|(?P<number>(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?(?!\w))|(?P<refused>--|/\*|==)"""
+    r"""|(?P<number>(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?(?!\w))|(?P<refused>--|/\*|==|=>|=<|::|;|&&|\|\||[\u2018-\u201e`])"""
     r"""|(?P<sign><=|>=|<>|!=|[=<>+\-*/(),]))""",
     re.ASCII,
 )
-_REFUSED: Final = {"--": "leave comments out", "/*": "leave comments out", "==": "write = to compare"}
+_REFUSED: Final = {
+    **dict.fromkeys(("--", "/*"), "leave comments out"),
+    **dict.fromkeys("\u2018\u2019\u201a\u201b\u201c\u201d\u201e`", "write texts in straight single quotes"),
+    "==": "write = to compare",
+    "=>": "write >=",
+    "=<": "write <=",
+    "::": "texts are compared with texts, and numbers with numbers: leave it out",
+    ";": "a rule is one condition: leave it out",
+    "&&": "write and",
+    "||": "write or between conditions",
+}
+_FOREIGN: Final = {
+    **dict.fromkeys(("true", "false"), "write a condition, such as amount > 50"),
+    "cast": "texts are compared with texts, and numbers with numbers",
+    "ilike": "write lower(...) like '...'",
+    "isnull": "write is null",
+    "notnull": "write is not null",
+}
+"""What to write in place of words of other languages."""
 _NAMES: Final = {
     "EQ": "=", "NEQ": "<>", "LT": "<", "LTE": "<=", "GT": ">", "GTE": ">=", "Like": "like",
     "Add": "+", "Sub": "-", "Mul": "*", "Div": "/", "And": "and", "Or": "or", "Is": "is null",
@@ -47,13 +66,19 @@ _ARGUMENTS: Final = {
     "If": ("this", "true"),
 }
 """Arguments that a node may have. Any other, such as the escape of like, is refused rather than ignored."""
-_NULL: Final = "a comparison with null is never true; write is null or is not null"
+_NULL: Final = "null is no value to compare with; write is null or is not null behind a field"
+_IS: Final = "is stands before null and not null only; write = to compare"
+_COMMA: Final = "a comma stands between the values of in and coalesce only; write 1000 for 1,000"
+_OPEN: Final = {
+    "case": "this case lacks its end; write end behind it",
+    "between": "this between lacks its and; write it like between 1 and 5",
+}
+_CASE: Final = frozenset({"when", "then", "else", "end"})
 _PREFIXES: Final = frozenset({"not", "-", "+"})
 _BRACKETS: Final = {"(": 1, "case": 1, ")": -1, "end": -1}
 _BEFORE_VALUE: Final = frozenset({"=", "<>", "!=", "<", "<=", ">", ">=", "+", "-", "*", "/"})
 """Signs after which `not` would nest without brackets."""
 _NOT_READ: Final = "the condition cannot be read; write it like channel = 'web' and amount > 50"
-_TOO_DEEP: Final = f"the condition is nested deeper than {MAX_NESTING} levels; simplify it"
 
 
 class _Token(NamedTuple):
@@ -85,7 +110,9 @@ def parse_expression(text: str, fields: Mapping[str, ValueKind]) -> Condition:
         raise ExpressionError(error, position=MAX_LENGTH)
     if not text.strip():
         raise ExpressionError("the condition is empty; write one, such as amount > 50", position=0)
-    return _Parser(_tokens(text, fields)).condition(fields)
+    tokens = _tokens(text, fields)
+    _refuse_order(tokens)
+    return _Parser(tokens).condition(fields)
 
 
 def _tokens(text: str, fields: Mapping[str, ValueKind]) -> list[_Token]:
@@ -107,7 +134,7 @@ def _tokens(text: str, fields: Mapping[str, ValueKind]) -> list[_Token]:
             prefixes = prefixes + 1 if sign in _PREFIXES else 0
             brackets += _BRACKETS.get(sign, 0)
             if brackets > MAX_NESTING or prefixes > MAX_NESTING:
-                raise ExpressionError(_TOO_DEEP)
+                raise ExpressionError(TOO_DEEP)
         except ExpressionError as error:
             error.position = position
             raise
@@ -133,6 +160,10 @@ def _token(kind: str, token: str, is_call: bool, fields: Mapping[str, ValueKind]
     name = token[1:-1].replace(token[0] * 2, token[0]) if kind in ("text", "quoted") else token
     if kind == "text":
         return ["text", name]
+    if kind == "word" and name not in fields and (instead := _FOREIGN.get(name.lower())):
+        raise ExpressionError(f"there is no {name}; {instead}")
+    if kind == "word" and name not in fields and not is_call and name.lower() in FUNCTIONS:
+        raise ExpressionError(f"{name} lacks its brackets; write it like {name.lower()}(...)")
     if kind == "word" and (name.lower() in KEYWORDS or (is_call and name.lower() in FUNCTIONS)):
         return name.lower()
     if is_call:
@@ -141,6 +172,70 @@ def _token(kind: str, token: str, is_call: bool, fields: Mapping[str, ValueKind]
         error = unknown_field(name, fields)
         raise ExpressionError(f"{error}; write text in single quotes") if kind == "quoted" else error
     return ["field", name]
+
+
+def _refuse_order(tokens: list[_Token]) -> None:
+    """Refuse tokens that cannot follow each other, at the one at fault: the parser would stop somewhere behind it."""
+    opened: list[tuple[str, _Token]] = []
+    """What is to be closed, innermost last: brackets, each with the word before it, `case` and `between`."""
+    before, wanted = "", True
+    for token in tokens:
+        sign, name = token.sql if token.leaf is None else "", opened[-1][0] if opened else ""
+        try:
+            if before == "in" and sign != "(":
+                raise ExpressionError("in needs a list in brackets, such as in ('a', 'b')")
+            if before in ("is", "is not"):
+                if not (sign == "null" or (sign == "not" and before == "is")):
+                    raise ExpressionError(_IS)
+                wanted = sign == "not"
+            elif sign == "null":
+                raise ExpressionError(_NULL)
+            elif before == "not " and sign not in ("in", "like", "between"):
+                raise ExpressionError(
+                    "an operator is missing before not; write and not, not in, not like or not between"
+                )
+            elif wanted:
+                if sign and not (sign in ("(", "case", *_PREFIXES, *FUNCTIONS) or (before, sign) == ("case", "when")):
+                    raise ExpressionError(f"a value is missing before {sign}; write one")
+                wanted = bool(sign)
+            elif not sign or sign in ("(", "case", *FUNCTIONS):
+                raise ExpressionError("an operator is missing before this; write one, such as and")
+            else:
+                _refuse_unopened(sign, name)
+                wanted = sign not in (")", "end", "not")
+            if sign in (")", "end") or (sign, name) == ("and", "between"):
+                opened.pop()
+            elif sign in ("(", "case", "between"):
+                opened.append((f"{before}(" if sign == "(" else sign, token))
+        except ExpressionError as error:
+            error.position = token.position
+            raise
+        # Behind a value, `not` belongs to the operator that follows.
+        behind = sign == "not" and not wanted
+        before = "is not" if (before, sign) == ("is", "not") else "not " if behind else sign
+    if wanted or before == "not ":
+        raise ExpressionError(
+            f"the condition ends behind {before.strip()}; write what follows it", position=tokens[-1].position
+        )
+    if opened:
+        name, token = opened[-1]
+        raise ExpressionError(_OPEN.get(name, "this bracket is not closed; close it"), position=token.position)
+
+
+def _refuse_unopened(sign: str, name: str) -> None:
+    """Refuse a sign behind a value that belongs to something else than ``name``, which is open."""
+    if name == "between" and sign in ("or", ")", ",", *_CASE):
+        raise ExpressionError("the between before this lacks its and; write it like between 1 and 5")
+    if sign in _CASE and name != "case":
+        raise ExpressionError(f"{sign} belongs between case and end; write it there")
+    if sign == "," and name not in ("in(", "coalesce("):
+        raise ExpressionError(_COMMA)
+    if sign == ")" and not name.endswith("("):
+        raise ExpressionError(
+            "the case before this bracket lacks its end; write end"
+            if name == "case"
+            else "this bracket closes none; leave it out"
+        )
 
 
 class _Parser:
@@ -157,29 +252,18 @@ class _Parser:
 
     def condition(self, fields: Mapping[str, ValueKind]) -> Condition:
         import sqlglot
-        from sqlglot.errors import ParseError, SqlglotError
+        from sqlglot.errors import SqlglotError
 
         tree: list[Any] = []
         try:
             tree = self._node(sqlglot.parse_one(" ".join(token.sql for token in self._tokens), dialect="duckdb"), 0)
             return check_tree({"grammar": GRAMMAR, "tree": tree}, fields)
-        except ParseError as error:
-            raise ExpressionError(_NOT_READ, position=self._position_in_sql(error)) from None
         except (SqlglotError, RecursionError):
             raise ExpressionError(_NOT_READ, position=0) from None
         except ExpressionError as error:
             if error.position is None:
                 error.position = self._positions.get(id(error.at), self._tokens[0].position)
             raise
-
-    def _position_in_sql(self, error: Any) -> int:
-        """Return the position of the token at which sqlglot stopped."""
-        end, column = 0, (error.errors or [{}])[0].get("col") or 0
-        for token in self._tokens:
-            end += len(token.sql) + 1
-            if end > column:
-                return token.position
-        return self._tokens[-1].position
 
     def _node(self, parsed: object, depth: int) -> list[Any]:
         """Return a node of sqlglot as one of ours; refuse what the grammar does not have."""
@@ -203,7 +287,7 @@ class _Parser:
         from sqlglot import expressions as exp
 
         if depth > 3 * MAX_NESTING:  # Brackets count here too; `check_tree` holds the tree itself to its limit.
-            raise ExpressionError(_TOO_DEEP)
+            raise ExpressionError(TOO_DEEP)
         name = type(parsed).__name__
         if not isinstance(parsed, exp.Expr) or name not in _ARGUMENTS:
             raise ExpressionError(_NULL if isinstance(parsed, exp.Null) else _NOT_READ)
@@ -234,7 +318,7 @@ class _Parser:
 
         if isinstance(parsed, exp.Is):
             if not isinstance(parsed.expression, exp.Null):
-                raise ExpressionError("is stands before null and not null only; write = to compare")
+                raise ExpressionError(_IS)
             return "is null", [parsed.this]
         if isinstance(parsed, exp.And | exp.Or):
             return name.lower(), _chain(parsed)

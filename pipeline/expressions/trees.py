@@ -18,6 +18,8 @@ MAX_NODES: Final = 200
 MAX_NESTING: Final = 20
 MAX_TEXT: Final = 200
 MAX_LIST: Final = 100
+TOO_DEEP: Final = f"the condition is nested deeper than {MAX_NESTING} levels, and each + of a row is one; simplify it"
+_TOO_LONG: Final = f"the condition has more than {MAX_NODES} parts; shorten it"
 
 type_name = {"text": "a text", "number": "a number", "boolean": "a condition"}.__getitem__
 
@@ -171,9 +173,9 @@ class _Checker:
     def _node(self, data: object, depth: int) -> tuple[Node, ValueKind]:
         self._count += 1
         if self._count > MAX_NODES:
-            raise ExpressionError(f"the condition has more than {MAX_NODES} parts; shorten it")
+            raise ExpressionError(_TOO_LONG)
         if depth > MAX_NESTING:
-            raise ExpressionError(f"the condition is nested deeper than {MAX_NESTING} levels; simplify it")
+            raise ExpressionError(TOO_DEEP)
         if not isinstance(data, list | tuple) or not data or not isinstance(data[0], str):
             raise ExpressionError("each node of a tree is a list that begins with an operator")
         if leaf := self._LEAVES.get(data[0]):
@@ -188,6 +190,8 @@ class _Checker:
         operator = OPERATORS[name]
         if name == "in" and len(operands) - 1 > MAX_LIST:
             raise ExpressionError(f"a list of in has more than {MAX_LIST} values; shorten it")
+        if len(operands) > MAX_NODES:
+            raise ExpressionError(_TOO_LONG)
         if not operator.least <= len(operands) <= operator.most:
             wanted = f"{operator.least}" if operator.least == operator.most else f"at least {operator.least}"
             raise ExpressionError(f"{name} takes {wanted} operands, and has {len(operands)}")
