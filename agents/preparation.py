@@ -157,7 +157,7 @@ def _models() -> ActiveModels:
     )
     forest = LightGBMModel(f"{header}{tree}end of trees\n")
     rule = Rule(
-        code="any", owner="none", reason="None.", severity="low", action="tag", state="active", expression="amount > 0",
+        code="any", owner="none", reason="None.", severity="low", action="tag", state="active",
         tree={"grammar": 1, "tree": [">", ["field", "amount"], ["number", 0.0]]},
     )  # fmt: skip
     return ActiveModels(forest, first_river(), Policy(0.0, blend=0.5, audit_rate=0.5), rules=RuleSet([rule]))

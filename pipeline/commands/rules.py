@@ -7,11 +7,12 @@ from typing import Final
 import click
 
 from pipeline.commands.shared_options import Cluster, bootstrap_option, change_options, cluster
-from pipeline.decision.rules import Rule, RuleSet
+from pipeline.decision.rules import FILE_SUFFIX, Rule, RuleSet, condition_of
+from pipeline.expressions.trees import lines_of
 from pipeline.models.changes import ChangeAuthor
 from pipeline.models.rule_changes import RuleChange, RuleChanges, applied, differences
 from pipeline.observability.terminal import printable
-from pipeline.settings.rule_files import SUFFIX, RuleFile, RuleFileError, missing_lines, read_directory, read_rule
+from pipeline.settings.rule_files import RuleFile, RuleFileError, missing_lines, read_directory, read_rule
 from schemas.times import utc_text
 
 _HEADER: Final = ("owner", "reason", "severity", "action")
@@ -95,7 +96,7 @@ def apply(directory: Path, yes: bool, change: ChangeAuthor, at: Cluster) -> None
 @change_options
 def publish(rule: str, change: ChangeAuthor, at: Cluster) -> None:
     """Put RULE in shadow, a draft of this code or a file: it is counted and stands on decisions, and raises nothing."""
-    given = _usable([read_rule(Path(rule))])[0] if rule.endswith(SUFFIX) else rule
+    given = _usable([read_rule(Path(rule))])[0] if rule.endswith(FILE_SUFFIX) else rule
     _now_active(RuleChanges.on(*at()).publish(given, change))
 
 
@@ -164,4 +165,4 @@ def _change_lines(rules: RuleSet, change: RuleChange) -> Iterator[str]:
 def _lines(rule: Rule) -> Iterator[str]:
     yield printable(f"{rule.code} ({rule.state})")
     yield from (printable(f"  {name}: {getattr(rule, name)}") for name in _HEADER)
-    yield from (printable(f"  {line}") for line in rule.expression.splitlines())
+    yield from (printable(f"  {line}") for line in lines_of(condition_of(rule)))

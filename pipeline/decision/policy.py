@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.decision.audit_sample import Audit, check_audit, key_check
-from pipeline.decision.rules import PolicyRule
+from pipeline.decision.rules import MOST_OLD_RULES, PolicyRule, adopted
 from pipeline.learning.sampling import AUDIT_SAMPLE, keyed_positions, sample_positions
 from pipeline.scoring.errors import ModelError
 from pipeline.scoring.kinds import BESIDE, RIVER
@@ -256,5 +256,7 @@ def _check(content: _PolicyPayload) -> None:
         if content.audit_rate:
             raise ModelError("a policy has an audit rate or an audit, not both: leave audit_rate at 0")
         check_audit(content.audit)
-    for rule in () if content.old_rules is msgspec.UNSET else content.old_rules:
-        rule.adopted("policy")
+    if content.old_rules is not msgspec.UNSET:
+        if len(content.old_rules) > MOST_OLD_RULES:
+            raise ModelError(f"a policy has at most {MOST_OLD_RULES} rules, not {len(content.old_rules)}")
+        adopted(content.old_rules, "policy")

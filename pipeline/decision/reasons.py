@@ -155,7 +155,8 @@ def explain_row(
 def _rule_reason(rules: RuleSet, number: int, row: NDArray[np.float64]) -> Reason:
     """Return the reason of a rule that hit, with the value of the first feature that it reads."""
     rule = rules.evaluated[number]
-    names = sorted(fields_in(condition_of(rule)), key=lambda name: (name not in COLUMNS, rule.expression.find(name)))
+    condition, text = condition_of(rule), rule.expression
+    names = sorted(fields_in(condition), key=lambda name: (name not in COLUMNS, text.find(name)))
     value = _value(row[COLUMNS[names[0]]]) if names and names[0] in COLUMNS else None
     name = names[0] if names else ""
     return Reason(code=rule.code, feature=name, value=value, contribution=0.0, sentence=rule.reason)

@@ -1,7 +1,9 @@
 """Rules: conditions that somebody writes, and the set of them that is active. Immutable; one set for all partitions."""
 
+import re
 from collections.abc import Iterable
 from functools import lru_cache
+from itertools import chain, count
 from typing import Any, Final, Literal, get_args
 
 import msgspec
@@ -21,11 +23,16 @@ RULES: Final = "rules"
 MOST_RULES: Final = 1_000
 MOST_STEPS: Final = 20_000
 """Different parts of all conditions of a set that are evaluated: each takes a kilobyte, and 0.2 us a batch."""
+MOST_OLD_RULES: Final = 100
+"""Rules of a policy."""
 MOST_HITS: Final = 20
 """Most codes of rules on a decision."""
 LONGEST_CODE: Final = 100
 LONGEST_SENTENCE: Final = 1_000
 """Characters of what an analyst reads of a rule."""
+CONTROL: Final = re.compile("[\0-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]")
+"""What ends a line, moves a cursor or turns the direction of what people read."""
+FILE_SUFFIX: Final = ".sql"
 SCORES: Final = ("score", *(kind.name for kind in KINDS))
 """Probabilities that a rule can read: the blend's, and each model's own."""
 TEXTS: Final = frozenset({*(name for name, kind in CONTRACT_FIELDS.items() if kind is ValueKind.TEXT), *ACTIVE.texts})
@@ -61,10 +68,8 @@ class Rule(msgspec.Struct, frozen=True, kw_only=True):
     """``tag``: the decision names the rule, and there is no alert."""
     state: State
     """``draft``: not evaluated. ``shadow``: counted and named by decisions. ``active``: acts."""
-    expression: str
-    """The condition as it was written."""
     tree: dict[str, Any]
-    """The same, as `pipeline.expressions.trees.Condition.data` returns it."""
+    """The condition, as `pipeline.expressions.trees.Condition.data` returns it."""
 
     @property
     def is_active(self) -> bool:
@@ -72,9 +77,14 @@ class Rule(msgspec.Struct, frozen=True, kw_only=True):
         return self.state == "active"
 
     @property
-    def meaning(self) -> tuple[str, ...]:
+    def expression(self) -> str:
+        """The condition as SQL, in one canonical form."""
+        return text_of(condition_of(self))
+
+    @property
+    def meaning(self) -> tuple[Any, ...]:
         """All but its state: equal for versions that say the same."""
-        return self.code, self.owner, self.reason, self.severity, self.action, self.expression
+        return self.code, self.owner, self.reason, self.severity, self.action, self.tree
 
 
 class PolicyRule(msgspec.Struct, frozen=True, kw_only=True):
@@ -86,17 +96,31 @@ class PolicyRule(msgspec.Struct, frozen=True, kw_only=True):
     value: float
     sentence: str
 
-    def adopted(self, owner: str) -> Rule:
+    def adopted(self, owner: str, code: str) -> Rule:
         """Return the active rule that does the same; raises `ModelError` where it compares no feature."""
         data = [_SIGNS.get(self.op, self.op), ["field", self.feature], ["number", self.value]]
         try:
             condition = check_tree({"grammar": 1, "tree": data}, FIELDS)
         except ExpressionError as error:
             raise ModelError(f"rule {self.code!r}: {error}") from error
+        reason = CONTROL.sub(" ", self.sentence)[:LONGEST_SENTENCE].strip() or f"Rule {code}."
         return Rule(
-            code=self.code, owner=owner, reason=self.sentence, severity="medium", action="alert", state="active",
-            expression=text_of(condition), tree=condition.data(),
+            code=code, owner=owner, reason=reason, severity="medium", action="alert", state="active",
+            tree=condition.data(),
         )  # fmt: skip
+
+
+def adopted(olds: Iterable[PolicyRule], owner: str) -> list[Rule]:
+    """Return the active rules that do what those of a policy do, each with a code that a set can have."""
+    found: dict[str, Rule] = {}
+    for old in olds:
+        code = "".join(mark if mark.isprintable() else " " for mark in old.code).strip() or "rule"
+        if code.endswith(FILE_SUFFIX):
+            code = f"{code.removesuffix(FILE_SUFFIX)}-sql"
+        codes = chain([code[:LONGEST_CODE].strip()], (f"{code[: LONGEST_CODE - 4]}-{number}" for number in count(2)))
+        code = next(each for each in codes if each not in found)
+        found[code] = old.adopted(owner, code)
+    return [*found.values()]
 
 
 class _Payload(msgspec.Struct, frozen=True, kw_only=True):
@@ -202,7 +226,7 @@ def joined(rules: RuleSet, olds: tuple[PolicyRule, ...]) -> RuleSet:
     """Return a set that evaluates rules of a policy too, but for those of a code that it has itself."""
     own = {rule.code for rule in rules.rules if rule.is_active}
     both = RuleSet.from_payload(rules.payload)
-    both._rank([*rules.rules, *(old.adopted("policy") for old in olds if old.code not in own)])
+    both._rank([*rules.rules, *(rule for rule in adopted(olds, "policy") if rule.code not in own)])
     return both
 
 
@@ -222,7 +246,7 @@ def names_read(payload: bytes) -> set[str]:
         if isinstance(node := rest.pop(), list):
             rest += node[1:]
             if node[:1] == ["field"]:
-                found.update(node[1:])
+                found.update(name for name in node[1:] if isinstance(name, str))
     return found - {*SCORES, *CONTRACT_FIELDS} | (found & {"hour", "weekday"})
 
 
@@ -237,9 +261,13 @@ def _check(rules: tuple[Rule, ...]) -> None:
     for rule in rules:
         if not rule.code.isprintable() or not 0 < len(rule.code) <= LONGEST_CODE or rule.code != rule.code.strip():
             raise ModelError(f"the code of a rule has 1 to {LONGEST_CODE} characters on one line, not {rule.code!r}")
+        if rule.code.endswith(FILE_SUFFIX):
+            raise ModelError(f"the code {rule.code!r} would be taken for a file: leave {FILE_SUFFIX} out")
         for name, text in (("owner", rule.owner), ("reason", rule.reason)):
             if not text.strip() or len(text) > LONGEST_SENTENCE:
                 raise ModelError(f"rule {rule.code!r} needs its {name}, in at most {LONGEST_SENTENCE:,} characters")
+            if CONTROL.search(text):
+                raise ModelError(f"the {name} of rule {rule.code!r} has a control character: write it on one line")
         if (rule.code, rule.is_active) in seen:
             raise ModelError(f"two rules have the code {rule.code!r}; give one of them another")
         seen.add((rule.code, rule.is_active))

@@ -26,7 +26,7 @@ from schemas.toml_files import shown, suggestion
 MAX_LENGTH: Final = 4_000
 """Longest text, in characters."""
 _TOKEN: Final = re.compile(
-    r"""\s*(?:(?P<text>'(?:[^']|'')*+')|(?P<quoted>"(?:[^"]|"")*+")|(?P<word>[^\W\d]\w*)"""
+    r"""(?u:\s*)(?:(?P<text>'(?:[^']|'')*+')|(?P<quoted>"(?:[^"]|"")*+")|(?P<word>[^\W\d]\w*)"""
     r"""|(?P<number>(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?(?!\w))|(?P<refused>--|/\*|==|=>|=<|::|;|&&|\|\||[\u2018-\u201e`])"""
     r"""|(?P<sign><=|>=|<>|!=|[=<>+\-*/(),]))""",
     re.ASCII,

@@ -155,6 +155,15 @@ def text_of(tree: Condition) -> str:
     return _sql(tree.root)[0]
 
 
+def lines_of(tree: Condition) -> list[str]:
+    """Return a tree as SQL, with a line for each operand of its outermost `and` or `or`."""
+    name, *operands = tree.root
+    if name not in ("and", "or"):
+        return [text_of(tree)]
+    first, *others = (_inside(operand, OPERATORS[name].level + 1) for operand in operands)
+    return [first, *(f"{name} {other}" for other in others)]
+
+
 class _Checker:
     """One check: the fields, and how many nodes it has met."""
 

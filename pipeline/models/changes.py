@@ -128,7 +128,7 @@ class VersionChanges:
         for bundle in reversed(self.history.bundles()):
             try:
                 facts = lightgbm_facts(self.known.at(bundle.lightgbm))
-                return inherited(Policy.from_payload(self.known.at(bundle.policy).payload), facts)
+                return inherited(self._without_moved(Policy.from_payload(self.known.at(bundle.policy).payload)), facts)
             except ModelError:
                 # A version that nobody can read was never active.
                 continue
@@ -172,6 +172,7 @@ class VersionChanges:
         if self._second_approval:
             refuse_unapproved(self.history, f"version {model.version}", model.digest)
         chosen = self.known.policy_for(model.version) if policy is None else self.known.find(policy, POLICY)
+        chosen = self._known_without_moved(chosen)
         bundle = Active(model.version, chosen.version)
         active = self._published.model_set.active
         if active is not None and bundle == (active.lightgbm.version, active.policy.version):
@@ -228,7 +229,10 @@ class VersionChanges:
         return model
 
     def rollback(self, author: ChangeAuthor) -> Active:
-        """Make the bundle active again that was active before the present one, and that can be used."""
+        """Make the bundle active again that was active before the present one, and that can be used.
+
+        Rules that its policy had, and that have moved to the set since, do not come back.
+        """
         active = self.active()
         stack = self.history.rollback_stack()
         # Above the active bundle lies what workers have refused.
@@ -241,8 +245,9 @@ class VersionChanges:
             except ModelError as error:
                 refused = f": {error}"
                 continue
-            self._activate(versions, ROLLBACK, author)
-            return Active(versions[0].version, versions[1].version)
+            if (back := Active(versions[0].version, versions[1].version)) != active:
+                self._activate(versions, ROLLBACK, author)
+                return back
         raise ModelError(
             f"there is no bundle before the present one to go back to{refused}; choose a version with "
             "`fraud-pipeline models promote`"
@@ -291,11 +296,24 @@ class VersionChanges:
         return active.lightgbm.version, active.policy
 
     def _versions_of(self, bundle: Bundle) -> tuple[KnownVersion, KnownVersion]:
-        """Return the versions of a bundle, which this program can use."""
-        versions = self.known.at(bundle.lightgbm), self.known.at(bundle.policy)
+        """Return the versions of a bundle, which this program can use; the policy without rules that have moved."""
+        versions = self.known.at(bundle.lightgbm), self._known_without_moved(self.known.at(bundle.policy))
         for version in versions:
             version.usable()
         return versions
+
+    def _without_moved(self, policy: Policy) -> Policy:
+        """Return a policy without its old rules where they have moved to the active set of rules."""
+        model_set = self._published.model_set
+        if not model_set.rules.version or (model_set.policy is not None and model_set.policy.old_rules):
+            return policy
+        return policy.replace(old_rules=()) if policy.old_rules else policy
+
+    def _known_without_moved(self, known: KnownVersion) -> KnownVersion:
+        """Likewise, of a version of the cluster or the registry; raises `ModelError` where it cannot be used."""
+        policy = known.usable()
+        without = self._without_moved(policy) if isinstance(policy, Policy) else policy
+        return known if without is policy else KnownVersion.made(without)
 
     def _activate(
         self, versions: Sequence[KnownVersion], step: str, author: ChangeAuthor, figures: dict[str, Any] | None = None

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple, Self
 
 from msgspec.structs import replace
 
-from pipeline.decision.rules import RULES, Rule, RuleSet, State, condition_of, names_read
+from pipeline.decision.rules import RULES, Rule, RuleSet, State, adopted, condition_of, names_read
 from pipeline.expressions.trees import fields_in
 from pipeline.features.feature_set import FeatureSet
 from pipeline.models.changes import ChangeAuthor, refuse_proposer
@@ -132,12 +132,16 @@ class RuleChanges:
         return self._write(self.rules.without(code), author)
 
     def adopt(self, author: ChangeAuthor) -> RuleSet:
-        """Move the rules of the active policy to the set, where they stay active, and make a policy without active."""
+        """Move the rules of the active policy to the set, where they stay active, and make a policy without active.
+
+        A rule whose code is active in the set already stays as it is there.
+        """
         policy = self._published.model_set.policy
         if policy is None or not policy.old_rules:
             raise ModelError("the active policy has no rules of its own: there is nothing to adopt")
-        adopted = [old.adopted(author.by) for old in policy.old_rules]
-        after = RuleSet([*self.rules.rules, *adopted])
+        own = {rule.code for rule in self.rules.rules if rule.is_active}
+        moved = [rule for rule in adopted(policy.old_rules, author.by) if rule.code not in own]
+        after = RuleSet([*self.rules.rules, *moved])
         return self._write(after, author, VersionToPublish.from_models(policy.replace(old_rules=())))
 
     def _candidate(self, code: str, state: State) -> Rule:
@@ -152,11 +156,12 @@ class RuleChanges:
 
     def _write(self, after: RuleSet, author: ChangeAuthor, others: Sequence[VersionToPublish] = ()) -> RuleSet:
         """Write a set that differs from the active one, and its activation."""
-        if not (changes := differences(self.rules, after)):
+        if not (changes := differences(self.rules, after)) and not others:
             raise ModelError("the active set says this already: nothing is to be changed")
         self._refuse_unreadable(after)
         policy = self._published.model_set.policy
-        of_policy = {rule.code for rule in policy.old_rules} if policy is not None and not others else set()
+        olds = policy.old_rules if policy is not None and not others else ()
+        of_policy = {rule.code for rule in adopted(olds, author.by)}
         if twice := sorted(of_policy & {rule.code for rule in after.rules}):
             raise ModelError(
                 f"the active policy has a rule {twice[0]!r} of its own: run `fraud-pipeline rules adopt` first"

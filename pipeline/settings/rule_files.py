@@ -1,19 +1,31 @@
 """Files of rules: a header of comments, and one condition."""
 
+import re
 from collections.abc import Iterable, Iterator
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Final, NamedTuple, get_args
 
-from pipeline.decision.rules import FIELDS, Action, Rule, Severity
-from pipeline.expressions.trees import Condition, ExpressionError, ValueKind, fields_in
-from pipeline.features.declaration import BUILT_IN, table_of
+from pipeline.decision.rules import CONTROL, FIELDS, FILE_SUFFIX, Action, Rule, RuleSet, Severity
+from pipeline.expressions.trees import Condition, ExpressionError, ValueKind, check_tree, fields_in
+from pipeline.features.active import active_declaration
+from pipeline.features.aggregates import AGGREGATES
+from pipeline.features.checked_declaration import check_declaration
+from pipeline.features.declaration import (
+    BUILT_IN,
+    Declaration,
+    DeclarationError,
+    DeclaredFeature,
+    table_of,
+)
+from pipeline.scoring.errors import ModelError
 from schemas.toml_files import MAX_BYTES, shown, suggestion
 
-SUFFIX: Final = ".sql"
 _KEYS: Final = ("code", "owner", "reason", "severity", "action")
 _CHOICES: Final = {"severity": get_args(Severity), "action": get_args(Action)}
 _DEFAULTS: Final = {"severity": "medium", "action": "alert"}
 _UNDECLARED: Final = {name: ValueKind.NUMBER for name in BUILT_IN if name not in FIELDS}
+_WINDOW: Final = re.compile(r"\b(card|merchant)_(\w+)_(\d+[mhd])\b", re.ASCII)
 
 
 class RuleFileError(ValueError):
@@ -26,7 +38,7 @@ class RuleFile(NamedTuple):
     rule: Rule
     """A draft."""
     missing: tuple[str, ...]
-    """Built-in features that it reads, and that nobody has declared."""
+    """Features that it reads, and that can be declared, but nobody has."""
 
 
 def read_directory(directory: Path) -> list[RuleFile]:
@@ -35,9 +47,9 @@ def read_directory(directory: Path) -> list[RuleFile]:
     Raises:
         RuleFileError: There is none, one cannot be used, or two have one code.
     """
-    paths = sorted(directory.glob(f"*{SUFFIX}"))
+    paths = sorted(directory.glob(f"*{FILE_SUFFIX}"))
     if not paths:
-        raise RuleFileError(f"{directory} has no file *{SUFFIX}")
+        raise RuleFileError(f"{directory} has no file *{FILE_SUFFIX}")
     found: dict[str, Path] = {}
     files = []
     for path in paths:
@@ -66,14 +78,20 @@ def read_rule(path: Path) -> RuleFile:
         before = text[: start + (error.position or 0)]
         line, character = before.count("\n") + 1, len(before) - before.rfind("\n")
         raise RuleFileError(f"{path}, line {line}, character {character}: {error}") from error
-    missing = tuple(sorted(fields_in(condition) & _UNDECLARED.keys()))
-    return RuleFile(Rule(**header, state="draft", expression=text[start:].strip(), tree=condition.data()), missing)
+    found = RuleFile(
+        Rule(**header, state="draft", tree=condition.data()), tuple(sorted(fields_in(condition) - {*FIELDS}))
+    )
+    try:
+        # A set cannot read what is missing.
+        RuleSet(() if found.missing else (found.rule,))
+    except ModelError as error:
+        raise RuleFileError(f"{path}: {error}") from error
+    return found
 
 
 def missing_lines(names: Iterable[str]) -> Iterator[str]:
-    """Yield the lines of ``features.toml`` that declare built-in features."""
-    for name in names:
-        table = table_of(BUILT_IN[name])
+    """Yield the lines of ``features.toml`` that declare features which a file lacks."""
+    for table in filter(None, map(_table_of, names)):
         yield "[[features]]"
         yield f'entity = "{table.entity}"'
         yield f'aggregate = "{table.aggregate}"'
@@ -86,18 +104,42 @@ def _parsed(text: str) -> Condition:
     # The parser is loaded where a rule is read only: a worker reads trees.
     from pipeline.expressions.parse import parse_expression
 
-    return parse_expression(text, FIELDS | _UNDECLARED)
+    windows = {found[0] for found in _WINDOW.finditer(text)} - {*FIELDS}
+    return parse_expression(text, FIELDS | _UNDECLARED | dict.fromkeys(filter(_table_of, windows), ValueKind.NUMBER))
+
+
+@lru_cache
+def _table_of(name: str) -> DeclaredFeature | None:
+    """Return the table that declares a feature of this name; None where there is none, or not for a name alone."""
+    if name in BUILT_IN:
+        return table_of(BUILT_IN[name])
+    if (found := _WINDOW.fullmatch(name)) is None:
+        return None
+    entity, label, window = found.groups()
+    for aggregate in AGGREGATES:
+        if f"{label}_".startswith(f"{aggregate}_"):
+            table = DeclaredFeature(
+                entity, aggregate, field=label[len(aggregate) + 1 :], windows=(window,), train=False
+            )
+            declaration = Declaration(extends="none", fields=active_declaration().fields, features=(table,))
+            try:
+                if name in {feature.name for feature in check_declaration(declaration, check_tree).own}:
+                    return table
+            except DeclarationError:
+                continue
+    return None
 
 
 def _header(path: Path, text: str) -> tuple[dict[str, Any], int]:
     """Return what the header says, and where the condition begins."""
     found: dict[str, str] = {}
     at = 0
-    for number, line in enumerate(text.splitlines(keepends=True), 1):
-        if line.strip() and not line.startswith("--"):
+    for number, read in enumerate(text.split("\n"), 1):
+        line = read.strip()
+        if line and not line.startswith("--"):
             break
-        at += len(line)
-        if not line.strip():
+        at = min(at + len(read) + 1, len(text))
+        if not line:
             continue
         key, colon, value = (part.strip() for part in line[2:].partition(":"))
         where = f"{path}, line {number}"
@@ -107,6 +149,8 @@ def _header(path: Path, text: str) -> tuple[dict[str, Any], int]:
             raise RuleFileError(f"{where}: there is no {shown(key)}; {suggestion(key, _KEYS)}")
         if key in found or not value:
             raise RuleFileError(f"{where}: give {key} once, with a text")
+        if CONTROL.search(value):
+            raise RuleFileError(f"{where}: {key} has a control character; write it on one line")
         if key in _CHOICES and value not in _CHOICES[key]:
             raise RuleFileError(f"{where}: {key} cannot be {shown(value)}; {suggestion(value, _CHOICES[key])}")
         found[key] = value

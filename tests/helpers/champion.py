@@ -24,7 +24,7 @@ def rule(code: str, expression: str, **changes: Any) -> Rule:
     """An active rule that alerts."""
     tree = parse_expression(expression, FIELDS).data()
     given = {"owner": "tests", "reason": f"Because of {code}.", "severity": "medium", "action": "alert"}
-    return Rule(**{"code": code, "state": "active", "expression": expression, "tree": tree, **given, **changes})
+    return Rule(**{"code": code, "state": "active", "tree": tree, **given, **changes})
 
 
 LARGE = rule("large-amount", f"amount >= {LARGE_AMOUNT}", reason="The amount is 900 or more.")

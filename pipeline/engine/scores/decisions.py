@@ -73,13 +73,16 @@ class Decisions:
         return replace(self, models=models, feedback=Counter(), **columns)
 
     def under_policy(self, policy: Policy) -> "Decisions":
-        """The same scores under a policy, which takes over the weights that they were made by."""
+        """The same scores under a policy, with its old rules; it takes over the weights that they were made by."""
         own = self.models.policy
         if (policy.blend, policy.weights) != (own.blend, own.weights):
             policy = policy.replace(blend=own.blend, weights=own.weights)
-        matched = self.models.evaluated_rules.alerts(self.hits)
+        models, hits = self.models.under(policy), self.hits
+        if policy.old_rules != own.old_rules:
+            hits = rule_hits(models.evaluated_rules, self.features, self.logits, self.score, self.transactions)
+        matched = models.evaluated_rules.alerts(hits)
         selection, probability = _selected(policy, self.score, self.features, self.transactions, matched)
-        return replace(self, models=self.models.under(policy), selection=selection, selection_probability=probability)
+        return replace(self, models=models, hits=hits, selection=selection, selection_probability=probability)
 
     def take(self, rows: NDArray[np.intp] | NDArray[np.bool_]) -> "Decisions":
         """Some of the rows; counts and refused rows stay those of the whole chunk."""

@@ -16,6 +16,8 @@ from pipeline.backtest.runner import live_comparison as compared
 from pipeline.backtest.runner.live_comparison import LiveComparer
 from pipeline.backtest.runner.outcome import warnings_of_comparison
 from pipeline.backtest.runner.statistics import ProgressListener, RunStatistics
+from pipeline.decision.policy import LARGEST_THRESHOLD
+from pipeline.decision.rules import PolicyRule
 from pipeline.engine.scores.active_models import ActiveModels
 from pipeline.engine.scores.decision_records import read_feature_messages
 from pipeline.features.catalogue import FEATURES
@@ -169,6 +171,21 @@ def test_the_last_bit_is_a_difference(history: list[Happening], lived: Lived) ->
 def other_river() -> ActiveModels:
     base = models()
     return dataclasses.replace(base, river=first_river())
+
+
+def test_scores_under_another_policy_have_the_hits_of_its_old_rules(history: list[Happening]) -> None:
+    decisions, _ = here(history)
+    half = float(np.median(decisions.features[:, FEATURES.index("amount")]))
+    old = PolicyRule(code="old", feature="amount", op=">", value=half, sentence="It is large.")
+    own = decisions.models.policy
+    policy = own.replace(threshold=LARGEST_THRESHOLD, old_rules=(old,))
+
+    under = decisions.under_policy(policy)
+
+    assert under.frame().equals(decisions.under(decisions.models.under(policy)).frame())
+    by_rule = under.frame()["selection"] == "rule"
+    assert 0 < by_rule.sum() < len(decisions)
+    assert under.under_policy(own).frame().equals(decisions.frame())
 
 
 @pytest.mark.parametrize(

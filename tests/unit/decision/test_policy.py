@@ -94,6 +94,7 @@ def test_a_payload_gives_the_same_policy() -> None:
         ({"threshold": 0.5, "max_reasons": 0}, "at least one reason"),
         ({"threshold": 0.5, "old_rules": (replace(RULE, feature="b"),)}, "no field b"),
         ({"threshold": 0.5, "old_rules": (replace(RULE, op="~"),)}, "no operator ~"),
+        ({"threshold": 0.5, "old_rules": (RULE,) * 101}, "a policy has at most 100 rules, not 101"),
     ],
 )
 def test_a_policy_that_makes_no_sense_is_refused(arguments: dict, complaint: str) -> None:

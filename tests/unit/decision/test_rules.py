@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 from msgspec.structs import replace
 
-from pipeline.decision.rules import MOST_HITS, MOST_RULES, PolicyRule, RuleSet, joined, names_read
+from pipeline.decision.rules import FIELDS, MOST_HITS, MOST_RULES, PolicyRule, RuleSet, adopted, joined, names_read
+from pipeline.expressions.parse import parse_expression
 from pipeline.scoring.errors import ModelError
 from tests.helpers.champion import rule
 
@@ -74,6 +75,9 @@ def test_equal_sets_have_one_version() -> None:
         ([rule("a" * 101, "amount > 1")], "1 to 100 characters"),
         ([rule("a", "amount > 1", owner=" ")], "rule 'a' needs its owner"),
         ([rule("a", "amount > 1", reason="x" * 1_001)], "needs its reason, in at most 1,000"),
+        ([rule("a", "amount > 1", reason="One.\u2028Two.")], "the reason of rule 'a' has a control character"),
+        ([rule("a", "amount > 1", owner="dana\x1b[2J")], "the owner of rule 'a' has a control character"),
+        ([rule("a.sql", "amount > 1")], "the code 'a.sql' would be taken for a file: leave .sql out"),
         ([rule("a", "amount > 1", tree={"grammar": 2, "tree": []})], "rule 'a': grammar 2 is unknown"),
         ([rule("a", "amount > 1", tree={"grammar": 1, "tree": ["field", "amount"]})], "amount is a number"),
         ([rule(f"r{number}", "amount > 1") for number in range(MOST_RULES + 1)], "at most 1000 rules"),
@@ -118,5 +122,43 @@ def test_a_policy_s_rules_do_as_before_until_the_set_has_their_code(op: str, exp
     assert both.alerts(both.hits(amounts.__getitem__, 4)).tolist() == expected
     assert both.version == tags.version
     assert [each.code for each in joined(RuleSet([rule("X", "amount > 2")]), olds).evaluated] == ["X"]
-    adopted = olds[0].adopted("dana")
-    assert RuleSet([msgspec.json.decode(msgspec.json.encode(adopted), type=type(adopted))]).rules == (adopted,)
+    (moved,) = adopted(olds, "dana")
+    assert RuleSet([msgspec.json.decode(msgspec.json.encode(moved), type=type(moved))]).rules == (moved,)
+
+
+def test_old_rules_get_codes_and_sentences_that_a_set_can_have() -> None:
+    long, ends = "x" * 100, "".join(map(chr, (7, 0x2028)))
+    codes = ["A", "A", " A ", "A-2", "b.sql", ends, long, long, "n\u00a0o", "A"]
+    olds = [
+        PolicyRule(code=code, feature="amount", op=">", value=float(at), sentence=f"One.{ends}Two." if at else " ")
+        for at, code in enumerate(codes)
+    ]
+
+    moved = adopted(olds, "dana")
+
+    assert RuleSet(moved).rules
+    assert [each.code for each in moved] == [
+        *("A", "A-2", "A-3", "A-2-2", "b-sql", "rule", long, f"{long[:96]}-2", "n o", "A-4"),
+    ]
+    assert [each.reason for each in moved[:2]] == ["Rule A.", "One.  Two."]
+    assert [each.tree["tree"][2][1] for each in moved] == [float(at) for at in range(len(olds))]
+    # A set that has them already evaluates none of them twice.
+    assert len(joined(RuleSet(moved), tuple(olds)).evaluated) == len(olds)
+
+
+def test_a_rule_has_one_condition_whatever_text_comes_with_it() -> None:
+    payload = RuleSet([rule("a", "amount > 1")]).payload.replace(b'"code"', b'"expression":"amount > 2","code"')
+    (read,) = RuleSet.from_payload(payload).rules
+
+    assert read.expression == "amount > 1"
+    assert rule("a", "amount  >  1").meaning == read.meaning != rule("a", "amount > 2").meaning
+
+
+def test_names_are_read_of_trees_that_nobody_has_checked() -> None:
+    tree = {"grammar": 1, "tree": ["and", ["field", ["x"]], ["field", "own"], ["field"], "x", 5]}
+    payload = RuleSet([rule("a", "amount > 1")]).payload
+    odd = msgspec.json.encode(tree)
+    made = payload.replace(msgspec.json.encode(parse_expression("amount > 1", FIELDS).data()), odd)
+
+    assert made != payload
+    assert names_read(made) == {"own"}

@@ -16,6 +16,7 @@ from pipeline.scoring.errors import ModelError
 from pipeline.settings.features_file import read_features_file
 from tests.helpers.champion import policy, rule
 from tests.helpers.models import small_model
+from tests.unit.engine.test_engine_models import other_model
 from tests.unit.models.test_model_changes import DANA, Cluster
 
 MONA = ChangeAuthor("mona", "It is good.")
@@ -111,6 +112,48 @@ def test_rules_of_a_policy_move_with_it_at_once(cluster: Cluster) -> None:
         "alert",
     )
     assert {reference.name for reference in cluster.items[-1].versions} == {"rules", "policy"}
+
+
+def test_rules_that_have_moved_do_not_come_back_with_a_policy(cluster: Cluster) -> None:
+    old = PolicyRule(code="a", feature="amount", op=">", value=5.0, sentence="More than 5.")
+    other = other_model()
+    before = policy(0.5, lightgbm_version=other.version, old_rules=(replace(old, code="b"),))
+    cluster.publish(other, before)
+    cluster.publish(small_model(), policy(0.7, old_rules=(old,)))
+    cluster.changes().promote(other.version, DANA)
+    assert cluster.published().model_set.policy.version == before.version, "no set has rules yet"
+    cluster.changes().rollback(DANA)
+    changes(cluster).adopt(DANA)
+    changes(cluster).retire("a", MONA)
+    back = cluster.changes().rollback(DANA)
+    assert back.lightgbm == other.version, "a policy that only had other rules is no step back"
+    found = cluster.published().model_set.policy
+    assert found is not None
+    assert (found.threshold, found.old_rules) == (0.5, ())
+    cluster.changes().promote(small_model().version, DANA)
+    assert cluster.published().model_set.active.evaluated_rules.rules == ()
+    assert states(cluster) == []
+
+
+def test_rules_that_came_back_with_a_policy_are_adopted_beside_those_of_the_set(cluster: Cluster) -> None:
+    olds = tuple(
+        PolicyRule(code=code, feature="amount", op=">", value=value, sentence="Much.")
+        for code, value in (("a", 5.0), (" a ", 6.0), ("c", 7.0))
+    )
+    cluster.publish(policy(0.7, old_rules=olds[:1]))
+    changes(cluster).adopt(DANA)
+    cluster.publish(policy(0.8, old_rules=olds))
+    with pytest.raises(ModelError, match="has a rule 'a' of its own"):
+        changes(cluster).publish(B, DANA)
+    changes(cluster).adopt(MONA)
+    assert [(each.code, each.expression, each.owner) for each in changes(cluster).rules.rules] == [
+        ("a", "amount > 5", "dana"),
+        ("a-2", "amount > 6", "mona"),
+        ("c", "amount > 7", "mona"),
+    ]
+    cluster.publish(policy(0.9, old_rules=olds[:1]))
+    changes(cluster).adopt(MONA)
+    assert cluster.published().model_set.policy.old_rules == (), "the set has all of them already"
 
 
 def test_what_workers_cannot_read_is_refused(cluster: Cluster) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.decision.rules import FIELDS
-from pipeline.expressions.trees import Condition, check_tree, text_of
+from pipeline.expressions.trees import Condition, check_tree, lines_of
 from pipeline.settings import rule_files
 from pipeline.settings.rule_files import RuleFileError, missing_lines, read_directory, read_rule
 
@@ -24,8 +24,19 @@ def test_a_file_is_a_draft_with_its_text_and_tree(tmp_path: Path) -> None:
 
     assert (rule.code, rule.owner, rule.reason) == ("abroad", "dana", "Far away: it is rare.")
     assert (rule.severity, rule.action, rule.state) == ("high", "tag", "draft")
-    assert rule.expression == "amount > 5\n  and country not in ('DE', 'AT')"
-    assert text_of(check_tree(rule.tree, FIELDS)) == "amount > 5 and country not in ('DE', 'AT')"
+    assert rule.expression == "amount > 5 and country not in ('DE', 'AT')"
+    assert lines_of(check_tree(rule.tree, FIELDS)) == ["amount > 5", "and country not in ('DE', 'AT')"]
+
+
+def test_lines_end_as_in_files_of_any_system_and_nowhere_else(tmp_path: Path) -> None:
+    text = HEAD.replace("dana", "dana\u2003b").replace("\n", "\r\n") + "amount >\u00a05\u2028and hour > 1\r\n"
+    path = tmp_path / "a.sql"
+    path.write_bytes(b"\xef\xbb\xbf" + text.encode())
+    rule = read_rule(path).rule
+
+    assert (rule.owner, rule.reason, rule.expression) == (
+        "dana\u2003b", "Far away: it is rare.", "amount > 5 and hour > 1",
+    )  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -33,7 +44,7 @@ def test_a_file_is_a_draft_with_its_text_and_tree(tmp_path: Path) -> None:
     [
         (HEAD + "amount > 5 and\n\n  cuntry = 'DE'", "line 6, character 3: there is no field cuntry; did you mean"),
         (HEAD + "amount > '5'", "line 4, character 10: > mixes amount, a number, and '5', a text"),
-        (HEAD + "amount > 5 or", "line 4, character 12: the condition cannot be read"),
+        (HEAD + "amount > 5 or", "line 4, character 12: the condition ends behind or"),
         (HEAD + "é = 5", "line 4, character 1: é = 5 is not understood"),
         (HEAD + "amount > 5 -- large", "line 4, character 12: -- is not understood; leave comments out"),
         (HEAD, "line 4, character 1: the condition is empty"),
@@ -42,6 +53,11 @@ def test_a_file_is_a_draft_with_its_text_and_tree(tmp_path: Path) -> None:
         ("-- codes: x\namount > 5", "a.sql, line 1: there is no codes; did you mean code?"),
         ("-- hello\namount > 5", "a.sql, line 1: write -- and one of code, owner"),
         (HEAD + "-- code: again\namount > 5", "a.sql, line 4: give code once"),
+        (HEAD.replace("dana", "da\u2028na") + "amount > 5", "a.sql, line 2: owner has a control character"),
+        (HEAD.replace("dana", "da\x1bna") + "amount > 5", "a.sql, line 2: owner has a control character"),
+        (HEAD.replace("\n", "\r") + "amount > 5", "a.sql, line 1: code has a control character; write it on one"),
+        (HEAD.replace("abroad", "abroad.sql") + "amount > 5", "a.sql: the code 'abroad.sql' would be taken for a file"),
+        (HEAD + "amount >\u200b 5", "line 4, character 9: \\u200b 5 is not understood"),
         (HEAD + "-- severity: hi\namount > 5", "a.sql, line 4: severity cannot be hi; did you mean high?"),
         (HEAD + "amount > 5" + " " * 70_000, "may have 65,536"),
     ],
@@ -68,12 +84,28 @@ def test_the_lines_that_are_missing_declare_what_a_rule_reads(tmp_path: Path, mo
     from pipeline.settings.features_file import read_features_file
 
     names = ("card_sum_1h", "hour", "merchant_fraud_run_seconds_14d", "weekday")
+    monkeypatch.setattr(rule_files, "FIELDS", {name: kind for name, kind in FIELDS.items() if name not in names})
     monkeypatch.setattr(rule_files, "_UNDECLARED", {name: FIELDS[name] for name in names})
     found = read_rule(written(tmp_path, HEAD + " + ".join(names) + " > 5"))
     lines = 'extends = "none"\n' + "\n".join(missing_lines(found.missing))
 
     assert found.missing == names
     assert {*names} <= {*FeatureSet(read_features_file(lines.encode(), "features.toml")).features}
+
+
+def test_windows_that_are_missing_are_declared_by_their_names(tmp_path: Path) -> None:
+    from pipeline.features.feature_set import FeatureSet
+    from pipeline.settings.features_file import read_features_file
+
+    names = ("card_count_3h", "card_distinct_country_90m", "card_seconds_since_last_5d", "merchant_sum_hour_17d")
+    found = read_rule(written(tmp_path, HEAD + " + ".join(names) + " > 5"))
+    lines = 'extends = "none"\n' + "\n".join(missing_lines(found.missing))
+
+    assert found.missing == names
+    assert {*names} <= {*FeatureSet(read_features_file(lines.encode(), "features.toml")).features}
+    for name in ("card_share_3h", "card_distinct_3h", "card_count_99d", "card_count_cuntry_3h", "card_counts_3h"):
+        with pytest.raises(RuleFileError, match=f"there is no field {name}; did you mean"):
+            read_rule(written(tmp_path, HEAD + f"{name} > 5"))
 
 
 def test_the_examples_can_be_used() -> None:
