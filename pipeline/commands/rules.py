@@ -10,7 +10,7 @@ from pipeline.commands.shared_options import Cluster, bootstrap_option, change_o
 from pipeline.decision.rules import FILE_SUFFIX, Rule, RuleSet, condition_of
 from pipeline.expressions.trees import lines_of
 from pipeline.models.changes import ChangeAuthor
-from pipeline.models.rule_changes import RuleChange, RuleChanges, applied, differences
+from pipeline.models.rule_changes import RuleChange, RuleChanges, applied, differences, no_rule
 from pipeline.observability.terminal import printable
 from pipeline.settings.rule_files import RuleFile, RuleFileError, missing_lines, read_directory, read_rule
 from schemas.times import utc_text
@@ -49,6 +49,8 @@ def list_rules(bootstrap: str | None) -> None:
         click.echo(printable(f"{rule.code}  {rule.state}  {rule.action}  {rule.severity}  {rule.owner}"))
     if rules.version:
         _now_active(rules)
+    else:
+        click.echo("No set of rules is active: `fraud-pipeline rules apply DIRECTORY` makes one.", err=True)
 
 
 @command.command()
@@ -57,10 +59,12 @@ def list_rules(bootstrap: str | None) -> None:
 def show(code: str, bootstrap: str | None) -> None:
     """Show the versions of rule CODE that are in the active set, and its history."""
     changes = RuleChanges.on(*cluster(bootstrap), fence=False)
-    for rule in changes.rules.rules:
-        if rule.code == code:
-            click.echo("\n".join(_lines(rule)))
-    for activation, change in changes.history(code):
+    versions, history = [rule for rule in changes.rules.rules if rule.code == code], [*changes.history(code)]
+    if not versions and not history:
+        raise click.ClickException(no_rule(code, changes.rules))
+    for rule in versions:
+        click.echo("\n".join(_lines(rule)))
+    for activation, change in history:
         steps = f"{change['before'] or 'new'} -> {change['after']}"
         text = f"{utc_text(activation.activated_at)}  {steps}  by {activation.by}: {activation.reason}"
         click.echo(printable(text))

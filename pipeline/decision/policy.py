@@ -36,6 +36,8 @@ class _PolicyPayload(msgspec.Struct, frozen=True, kw_only=True):
     threshold: float
     blend: float
     audit_rate: float
+    old_rules: tuple[PolicyRule, ...] = msgspec.field(name="rules")
+    """Empty but in policies of earlier releases, which read no policy without it."""
     max_reasons: int
     lightgbm_version: str | None
     metadata: dict[str, Any]
@@ -43,8 +45,6 @@ class _PolicyPayload(msgspec.Struct, frozen=True, kw_only=True):
     """Left out where there is none, so that policies without one keep their versions."""
     weights: dict[str, float] | msgspec.UnsetType = msgspec.UNSET
     """Likewise."""
-    old_rules: tuple[PolicyRule, ...] | msgspec.UnsetType = msgspec.field(name="rules", default=msgspec.UNSET)
-    """Likewise; policies of earlier releases have them."""
 
 
 _PAYLOAD: Final = msgspec.json.Decoder(_PolicyPayload)
@@ -96,12 +96,12 @@ class Policy:
             threshold=float(threshold),
             blend=float(blend),
             audit_rate=float(audit_rate),
+            old_rules=tuple(old_rules),
             max_reasons=max_reasons,
             lightgbm_version=lightgbm_version,
             metadata=metadata or {},
             audit=msgspec.UNSET if audit is None else audit,
             weights={name: float(weight) for name, weight in weights.items()} if weights else msgspec.UNSET,
-            old_rules=old_rules or msgspec.UNSET,
         )
         self._load(content, encode_payload(content))
 
@@ -115,7 +115,7 @@ class Policy:
         self.metadata = content.metadata
         self.audit: Audit | None = None if content.audit is msgspec.UNSET else content.audit
         self.weights: dict[str, float] = {} if content.weights is msgspec.UNSET else content.weights
-        self.old_rules: tuple[PolicyRule, ...] = () if content.old_rules is msgspec.UNSET else content.old_rules
+        self.old_rules = content.old_rules
         self._key: bytes | None = None
         self.payload: bytes = payload
         self.digest: str = payload_digest(payload)
@@ -235,8 +235,7 @@ def compared_features(payload: bytes) -> set[str]:
     """Return the features that rules and strata of a policy compare; raises `ModelError` for a payload that is none."""
     content = decode_payload(payload, _PAYLOAD, "a policy")
     strata = () if content.audit is msgspec.UNSET else content.audit.strata
-    olds = () if content.old_rules is msgspec.UNSET else content.old_rules
-    return {*(rule.feature for rule in olds), *(stratum.feature for stratum in strata)}
+    return {*(rule.feature for rule in content.old_rules), *(stratum.feature for stratum in strata)}
 
 
 def _check(content: _PolicyPayload) -> None:
@@ -256,7 +255,6 @@ def _check(content: _PolicyPayload) -> None:
         if content.audit_rate:
             raise ModelError("a policy has an audit rate or an audit, not both: leave audit_rate at 0")
         check_audit(content.audit)
-    if content.old_rules is not msgspec.UNSET:
-        if len(content.old_rules) > MOST_OLD_RULES:
-            raise ModelError(f"a policy has at most {MOST_OLD_RULES} rules, not {len(content.old_rules)}")
-        adopted(content.old_rules, "policy")
+    if len(content.old_rules) > MOST_OLD_RULES:
+        raise ModelError(f"a policy has at most {MOST_OLD_RULES} rules, not {len(content.old_rules)}")
+    adopted(content.old_rules, "policy")

@@ -114,7 +114,7 @@ def adopted(olds: Iterable[PolicyRule], owner: str) -> list[Rule]:
     """Return the active rules that do what those of a policy do, each with a code that a set can have."""
     found: dict[str, Rule] = {}
     for old in olds:
-        code = "".join(mark if mark.isprintable() else " " for mark in old.code).strip() or "rule"
+        code = "".join(mark if mark.isprintable() else " " for mark in old.code).strip().lstrip("- ") or "rule"
         if code.endswith(FILE_SUFFIX):
             code = f"{code.removesuffix(FILE_SUFFIX)}-sql"
         codes = chain([code[:LONGEST_CODE].strip()], (f"{code[: LONGEST_CODE - 4]}-{number}" for number in count(2)))
@@ -261,8 +261,8 @@ def _check(rules: tuple[Rule, ...]) -> None:
     for rule in rules:
         if not rule.code.isprintable() or not 0 < len(rule.code) <= LONGEST_CODE or rule.code != rule.code.strip():
             raise ModelError(f"the code of a rule has 1 to {LONGEST_CODE} characters on one line, not {rule.code!r}")
-        if rule.code.endswith(FILE_SUFFIX):
-            raise ModelError(f"the code {rule.code!r} would be taken for a file: leave {FILE_SUFFIX} out")
+        if rule.code.endswith(FILE_SUFFIX) or rule.code.startswith("-"):
+            raise ModelError(f"the code {rule.code!r} would be taken for a file or an option: give it another one")
         for name, text in (("owner", rule.owner), ("reason", rule.reason)):
             if not text.strip() or len(text) > LONGEST_SENTENCE:
                 raise ModelError(f"rule {rule.code!r} needs its {name}, in at most {LONGEST_SENTENCE:,} characters")

@@ -15,6 +15,7 @@ from pipeline.models.published_files import PublishedFiles
 from pipeline.scoring.errors import ModelError
 from pipeline.settings import Settings
 from schemas.messages import Activation
+from schemas.toml_files import suggestion
 
 
 class RuleChange(NamedTuple):
@@ -128,7 +129,7 @@ class RuleChanges:
     def retire(self, code: str, author: ChangeAuthor) -> RuleSet:
         """Take a rule out of the set, with what was to follow it."""
         if not any(rule.code == code for rule in self.rules.rules):
-            raise ModelError(_no_rule(code, self.rules))
+            raise ModelError(no_rule(code, self.rules))
         return self._write(self.rules.without(code), author)
 
     def adopt(self, author: ChangeAuthor) -> RuleSet:
@@ -146,8 +147,10 @@ class RuleChanges:
 
     def _candidate(self, code: str, state: State) -> Rule:
         found = self.rules.find(code, active=False)
+        if found is None and self.rules.find(code, active=True) is not None:
+            raise ModelError(f"rule {code!r} is active, and no other version of it is {_named(state)}")
         if found is None:
-            raise ModelError(_no_rule(code, self.rules))
+            raise ModelError(no_rule(code, self.rules))
         if found.state != state:
             raise ModelError(
                 f"rule {code!r} is {_named(found.state)}: only one that is {_named(state)} takes this step"
@@ -203,6 +206,7 @@ def _named(state: State) -> str:
     return {"draft": "a draft", "shadow": "in shadow", "active": "active"}[state]
 
 
-def _no_rule(code: str, rules: RuleSet) -> str:
-    listed = ", ".join(dict.fromkeys(rule.code for rule in rules.rules)) or "none"
-    return f"the active set has no such rule {code!r}; it has {listed}"
+def no_rule(code: str, rules: RuleSet) -> str:
+    """Return the sentence for a code that no rule of a set has."""
+    codes = [*dict.fromkeys(rule.code for rule in rules.rules)]
+    return f"the active set has no rule {code!r}; {suggestion(code, codes) if codes else 'it has none'}"

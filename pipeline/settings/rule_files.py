@@ -47,9 +47,12 @@ def read_directory(directory: Path) -> list[RuleFile]:
     Raises:
         RuleFileError: There is none, one cannot be used, or two have one code.
     """
-    paths = sorted(directory.glob(f"*{FILE_SUFFIX}"))
+    try:
+        paths = sorted(path for path in directory.iterdir() if path.suffix == FILE_SUFFIX)
+    except OSError as error:
+        raise RuleFileError(f"{directory} cannot be read: {error.strerror}") from error
     if not paths:
-        raise RuleFileError(f"{directory} has no file *{FILE_SUFFIX}")
+        raise RuleFileError(f"{directory} has no file *{FILE_SUFFIX}; write a rule into one")
     found: dict[str, Path] = {}
     files = []
     for path in paths:
@@ -63,14 +66,15 @@ def read_directory(directory: Path) -> list[RuleFile]:
 def read_rule(path: Path) -> RuleFile:
     """Return the rule of a file; raises `RuleFileError` where it cannot be used."""
     try:
-        content = path.read_bytes()
+        with path.open("rb") as file:
+            content = file.read(MAX_BYTES + 1)
         if len(content) > MAX_BYTES:
-            raise RuleFileError(f"{path} has {len(content):,} bytes, and may have {MAX_BYTES:,}")
+            raise RuleFileError(f"{path} has more than {MAX_BYTES:,} bytes; a file holds one rule")
         text = content.decode("utf-8-sig")
     except OSError as error:
         raise RuleFileError(f"{path} cannot be read: {error.strerror}") from error
     except UnicodeDecodeError as error:
-        raise RuleFileError(f"{path}: byte {error.start} is not UTF-8") from error
+        raise RuleFileError(f"{path}: byte {error.start} is not UTF-8; save it as UTF-8") from error
     header, start = _header(path, text)
     try:
         condition = _parsed(text[start:])

@@ -129,13 +129,14 @@ def audited_rows(rows: int) -> tuple[np.ndarray, np.ndarray]:
     return features, np.select([np.isin(kind, (0, 2)), kind == 1], [0.2, 0.1], 0.01)
 
 
-def test_policies_leave_out_what_they_do_not_have() -> None:
-    policy = Policy(0.25, blend=0.5, audit_rate=0.01, old_rules=(RULE,), metadata={"a": "b"})
+def test_policies_have_the_bytes_of_earlier_releases() -> None:
+    policy = Policy(0.25, blend=0.5, audit_rate=0.01, old_rules=(RULE,), lightgbm_version="abc", metadata={"a": "b"})
+    rules = b'"rules":[{"code":"LARGE","feature":"amount","op":">","value":5000.0,"sentence":"More than 5,000."}]'
     assert policy.payload == (
-        b'{"kind":"policy","threshold":0.25,"blend":0.5,"audit_rate":0.01,"max_reasons":5,"lightgbm_version":null,'
-        b'"metadata":{"a":"b"},"rules":[{"code":"LARGE","feature":"amount","op":">","value":5000.0,'
-        b'"sentence":"More than 5,000."}]}'
+        b'{"kind":"policy","threshold":0.25,"blend":0.5,"audit_rate":0.01,' + rules + b',"max_reasons":5,'
+        b'"lightgbm_version":"abc","metadata":{"a":"b"}}'
     )
+    assert policy.replace(old_rules=()).payload == policy.payload.replace(rules, b'"rules":[]')
 
 
 def test_an_audit_selects_each_row_with_the_probability_that_it_records() -> None:

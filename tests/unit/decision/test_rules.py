@@ -77,7 +77,8 @@ def test_equal_sets_have_one_version() -> None:
         ([rule("a", "amount > 1", reason="x" * 1_001)], "needs its reason, in at most 1,000"),
         ([rule("a", "amount > 1", reason="One.\u2028Two.")], "the reason of rule 'a' has a control character"),
         ([rule("a", "amount > 1", owner="dana\x1b[2J")], "the owner of rule 'a' has a control character"),
-        ([rule("a.sql", "amount > 1")], "the code 'a.sql' would be taken for a file: leave .sql out"),
+        ([rule("a.sql", "amount > 1")], "the code 'a.sql' would be taken for a file or an option"),
+        ([rule("--yes", "amount > 1")], "the code '--yes' would be taken for a file or an option"),
         ([rule("a", "amount > 1", tree={"grammar": 2, "tree": []})], "rule 'a': grammar 2 is unknown"),
         ([rule("a", "amount > 1", tree={"grammar": 1, "tree": ["field", "amount"]})], "amount is a number"),
         ([rule(f"r{number}", "amount > 1") for number in range(MOST_RULES + 1)], "at most 1000 rules"),
@@ -128,7 +129,7 @@ def test_a_policy_s_rules_do_as_before_until_the_set_has_their_code(op: str, exp
 
 def test_old_rules_get_codes_and_sentences_that_a_set_can_have() -> None:
     long, ends = "x" * 100, "".join(map(chr, (7, 0x2028)))
-    codes = ["A", "A", " A ", "A-2", "b.sql", ends, long, long, "n\u00a0o", "A"]
+    codes = ["A", "A", " A ", "A-2", "b.sql", f"- {ends}", long, long, "n\u00a0o", "A"]
     olds = [
         PolicyRule(code=code, feature="amount", op=">", value=float(at), sentence=f"One.{ends}Two." if at else " ")
         for at, code in enumerate(codes)

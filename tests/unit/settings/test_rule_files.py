@@ -59,7 +59,7 @@ def test_lines_end_as_in_files_of_any_system_and_nowhere_else(tmp_path: Path) ->
         (HEAD.replace("abroad", "abroad.sql") + "amount > 5", "a.sql: the code 'abroad.sql' would be taken for a file"),
         (HEAD + "amount >\u200b 5", "line 4, character 9: \\u200b 5 is not understood"),
         (HEAD + "-- severity: hi\namount > 5", "a.sql, line 4: severity cannot be hi; did you mean high?"),
-        (HEAD + "amount > 5" + " " * 70_000, "may have 65,536"),
+        (HEAD + "amount > 5" + " " * 70_000, "a.sql has more than 65,536 bytes"),
     ],
 )
 def test_errors_point_at_the_character(tmp_path: Path, text: str, complaint: str) -> None:
@@ -73,6 +73,8 @@ def test_errors_point_at_the_character(tmp_path: Path, text: str, complaint: str
 def test_codes_are_unique_in_a_directory(tmp_path: Path) -> None:
     with pytest.raises(RuleFileError, match=r"has no file \*\.sql"):
         read_directory(tmp_path)
+    with pytest.raises(RuleFileError, match="gone cannot be read: No such file or directory"):
+        read_directory(tmp_path / "gone")
     written(tmp_path, HEAD + "amount > 5")
     written(tmp_path, HEAD + "amount > 6", "b.sql")
     with pytest.raises(RuleFileError, match=r"b\.sql: .*a\.sql has the code abroad too"):
