@@ -70,7 +70,8 @@ _DECLARED: Final = (
     Aggregate(
         "usual_hour", USUAL_HOUR_CODE, ValueKind.NUMBER, NUMBER,
         "distance of the hour from that {entity}'s circular mean",
-        "distance on the clock of the hour from the circular mean of the hours, in hours; NaN for none", "hour",
+        "distance on the clock, in hours, of the hour from the circular mean of the newest 1,000 hours; NaN for none",
+        "hour",
     ),
     Aggregate(
         "new", NEW_CODE, ValueKind.TEXT, NUMBER, "whether the {entity} has no transaction of the same {field}",

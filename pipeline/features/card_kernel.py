@@ -14,7 +14,7 @@ from pipeline.features.built_in import (
     WINDOWS_US,
 )
 from pipeline.features.compiled import compiled, inlined
-from pipeline.features.declared_windows import Declared, declared_features, write_values
+from pipeline.features.declared_windows import Declared, declared_features
 from pipeline.features.timelines.chunks import has_room, position_at
 from pipeline.features.timelines.entities import enter_slot
 from pipeline.features.timelines.insertion import insert_event
@@ -113,9 +113,11 @@ def profile_cards(
     ``built_in`` (of the plan) chooses among the built-in features, for a row of which ``row`` has room.
     """
     meta, slots, chunks, events = state.meta, state.slots, state.chunks, state.events
-    words = CARD_EVENT_WORDS
+    # Where events have no values, none are read.
+    words, values = CARD_EVENT_WORDS, keys
     if declared is not None:
-        words = CARD_EVENT_WORDS + declared.values.shape[1]
+        values = declared.values
+        words = CARD_EVENT_WORDS + values.shape[1]
     ordered = state.scratch[ORDERED : ORDERED + USUAL_EVENTS]
     recent = state.scratch[RECENT : RECENT + USUAL_EVENTS]
     flagged = state.scratch[FOUND : FOUND + N_WINDOWS]
@@ -197,9 +199,7 @@ def profile_cards(
         if declared is not None:
             declared_features(state, words, slot, chunk, end, time_us, floor_us, amount, i, declared, out[i])
         if counts[i] and time_us > floor_us:
-            event = insert_event(state, words, slot, chunk, end, time_us, amount, flag, floor_us)
+            event = insert_event(state, words, slot, chunk, end, time_us, amount, flag, floor_us, values, i)
             events[event + EVENT.other] = merchants[i]
-            if declared is not None:
-                write_values(state, event, words, i, declared)
         meta[META.newest] = max(meta[META.newest], time_us)
     return int(keys.shape[0])

@@ -25,13 +25,27 @@ from pipeline.features.aggregates import (
     USUAL_HOUR_CODE,
 )
 from pipeline.features.compiled import compiled, inlined, wide_product
-from pipeline.features.timelines.layout import CHUNK, CHUNK_WORDS, EVENT, NEVER, NO_VALUE, State
+from pipeline.features.timelines.chunks import first_count
+from pipeline.features.timelines.layout import (
+    CHUNK,
+    CHUNK_WORDS,
+    EVENT,
+    LEAST_WITH_TOTALS,
+    META,
+    NEVER,
+    NO_VALUE,
+    RUN,
+    RUN_SHIFT,
+    State,
+)
 from pipeline.features.timelines.totals import TWO_64, add_wide, standard_deviation
 from pipeline.features.window_statistics import NO_TOTALS, extend, seconds_since_row
 from schemas.times import US_PER_SECOND
 
 MOST_DISTINCT: Final = 1_000
 """Different values that are counted at most."""
+MOST_HOURS: Final = 1_000
+"""The newest events whose hours make the usual one, at most."""
 LARGEST_VALUE: Final = 2.0**53
 """Values of so many steps or more, of either sign, count as none."""
 AMOUNT_SCALE: Final = 100.0
@@ -135,6 +149,8 @@ def declared_features(
             _new(state, words, chunk, end, time_us, floor_us, windows, word, shift, value, group_out)
         elif code == USUAL_HOUR_CODE:
             _usual_hour(state, words, chunk, end, time_us, floor_us, windows, word, shift, value, group_out)
+        elif given >= 0 and code in (COUNT_CODE, SHARE_CODE):
+            _counts(state, words, chunk, end, time_us, floor_us, windows, given, code, group_out)
         elif given < 0:
             _amounts(state, words, slot, chunk, end, time_us, floor_us, windows, code, group_out)
         else:
@@ -142,15 +158,6 @@ def declared_features(
     for r in range(ratios.shape[0]):
         divisor = out[ratios[r, 2]]
         out[ratios[r, 0]] = out[ratios[r, 1]] / divisor if divisor > 0 else np.nan
-
-
-@inlined
-def write_values(state: State, row: Any, words: Any, i: Any, declared: Declared) -> None:
-    """Write the declared values of row ``i`` to the last words of an event's row, which begins at word ``row``."""
-    values = declared.values
-    first = row + words - values.shape[1]
-    for k in range(values.shape[1]):
-        state.events[first + k] = values[i, k]
 
 
 @inlined
@@ -189,15 +196,14 @@ def _deviation(count: Any, sum_high: Any, sum_low: Any, high: Any, low: Any) -> 
 
 @inlined
 def _statistic(
-    code: Any, held: Any, count: Any, sums: Any, largest: Any, smallest: Any, last_us: Any, oldest_us: Any,
+    code: Any, count: Any, sums: Any, largest: Any, smallest: Any, last_us: Any, oldest_us: Any,
     time_us: Any, scale: Any,
 ) -> Any:  # fmt: skip
     """The statistic of a window that ``code`` names.
 
     Args:
         code: A code of `pipeline.features.aggregates`.
-        held: Number of its events.
-        count: Number of those that have a value.
+        count: Number of its events that have a value.
         sums: Sum of the values and of their squares, 128 bits each.
         largest: Largest value.
         smallest: Smallest value.
@@ -212,8 +218,6 @@ def _statistic(
         result = np.float64(count)
     elif code == SUM_CODE:
         result = _as_float(sum_high, sum_low) / scale
-    elif code == SHARE_CODE:
-        result = count / held if held > 0 else np.nan
     elif count == 0:
         result = np.nan
     elif code == MEAN_CODE:
@@ -248,7 +252,61 @@ def _amounts(
             out[w] = seconds_since_row(state, words, slot, chunk, end, time_us) if count > 0 else np.nan
         else:
             sums = sum_ >> 63, sum_, high, low
-            out[w] = _statistic(code, count, count, sums, largest, smallest, last_us, time_us, time_us, AMOUNT_SCALE)
+            out[w] = _statistic(code, count, sums, largest, smallest, last_us, time_us, time_us, AMOUNT_SCALE)
+
+
+@inlined
+def _count_back(
+    state: State, words: Any, chunk: Any, end: Any, lower_us: Any, given: Any, held: Any, count: Any
+) -> Any:
+    """Count the events before a position that are later than a time, and those of them that have a value.
+
+    Returns (chunk, position before the first that was counted, events, events with a value).
+    """
+    chunks, events, values = state.chunks, state.events, state.meta[META.values]
+    word = words - values + given
+    while chunk > 0:
+        record = chunk * CHUNK_WORDS
+        start, capacity, length = (
+            chunks[record + CHUNK.start],
+            chunks[record + CHUNK.capacity],
+            chunks[record + CHUNK.length],
+        )
+        counts = first_count(state, words, record) + given
+        with_counts = capacity >= LEAST_WITH_TOTALS
+        if with_counts and end == length and chunks[record + CHUNK.first] > lower_us:
+            held, count = held + end, count + events[counts + capacity // RUN * values]
+            end = np.int64(0)
+        while end > 0:
+            if with_counts and (end % RUN == 0 or end == length):
+                first = (end - 1) & ~(RUN - 1)
+                if events[(start + first) * words] > lower_us:
+                    held, count = held + end - first, count + events[counts + (first >> RUN_SHIFT) * values]
+                    end = first
+                    continue
+            row = (start + end - 1) * words
+            if events[row] <= lower_us:
+                break
+            held, count = held + 1, count + (events[row + word] != NO_VALUE)
+            end -= 1
+        if end > 0:
+            break
+        chunk = chunks[record + CHUNK.previous]
+        end = chunks[chunk * CHUNK_WORDS + CHUNK.length]
+    return chunk, end, held, count
+
+
+@compiled
+def _counts(
+    state: State, words: Any, chunk: Any, end: Any, time_us: Any, floor_us: Any, windows: Any, given: Any, code: Any,
+    out: Any,
+) -> None:  # fmt: skip
+    """Write how many events have a value, or what share of them; chunks and runs know how many of theirs do."""
+    held, count = np.int64(0), np.int64(0)
+    for w in range(windows.shape[0]):
+        lower_us = max(time_us - windows[w], floor_us)
+        chunk, end, held, count = _count_back(state, words, chunk, end, lower_us, given, held, count)
+        out[w] = count if code == COUNT_CODE else count / held if held > 0 else np.nan
 
 
 @compiled
@@ -258,7 +316,7 @@ def _moments(
 ) -> None:  # fmt: skip
     """Write a statistic of the values in a word of each event's row."""
     events = state.events
-    held, count, sum_high, sum_low = np.int64(0), np.int64(0), np.int64(0), np.int64(0)
+    count, sum_high, sum_low = np.int64(0), np.int64(0), np.int64(0)
     high, low, largest, smallest = np.int64(0), np.int64(0), np.int64(NO_VALUE), np.int64(NEVER)
     last_us, oldest_us = np.int64(NO_VALUE), np.int64(0)
     for w in range(windows.shape[0]):
@@ -267,7 +325,6 @@ def _moments(
             chunk, end, event = _step_back(state, words, chunk, end, lower_us)
             if event < 0:
                 break
-            held += 1
             value = events[event + word]
             if value == NO_VALUE:
                 continue
@@ -279,7 +336,7 @@ def _moments(
             oldest_us = events[event]
             last_us = max(last_us, oldest_us)
         sums = sum_high, sum_low, high, low
-        out[w] = _statistic(code, held, count, sums, largest, smallest, last_us, oldest_us, time_us, scale)
+        out[w] = _statistic(code, count, sums, largest, smallest, last_us, oldest_us, time_us, scale)
 
 
 @compiled
@@ -334,12 +391,14 @@ def _usual_hour(
 ) -> None:  # fmt: skip
     """Write the distance on the clock, in hours, of the present row's minute from the circular mean of the values."""
     sine, cosine = np.int64(0), np.int64(0)
+    looked_at = 0
     for w in range(windows.shape[0]):
         lower_us = max(time_us - windows[w], floor_us)
-        while value != NO_VALUE:
+        while value != NO_VALUE and looked_at < MOST_HOURS:
             chunk, end, event = _step_back(state, words, chunk, end, lower_us)
             if event < 0:
                 break
+            looked_at += 1
             minute = state.events[event + word]
             if minute != NO_VALUE:
                 minute = (minute >> shift) % _MINUTES

@@ -67,7 +67,7 @@ class _Windows(Tables):
         *,
         labelled: bool,
     ) -> None:
-        super().__init__(storage, own_words + len(plan.scales), labelled=labelled, horizon_us=horizon_us)
+        super().__init__(storage, own_words, values=len(plan.scales), labelled=labelled, horizon_us=horizon_us)
         written = _written(plan)
         if len(written) and max(written) >= width:
             raise ValueError(f"the plan writes column {max(written)}, and there are {width}")

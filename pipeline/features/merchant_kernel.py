@@ -10,7 +10,7 @@ from pipeline.features.built_in import (
     MERCHANT_OUTLIER_RATIO,
 )
 from pipeline.features.compiled import compiled, inlined, wide_product
-from pipeline.features.declared_windows import Declared, declared_features, write_values
+from pipeline.features.declared_windows import Declared, declared_features
 from pipeline.features.known_labels import insert_label
 from pipeline.features.label_features import FOUND_WORDS, label_features, unlabelled_features
 from pipeline.features.timelines.chunks import has_room, position_at
@@ -73,9 +73,11 @@ def profile_merchants(
     output row, if it has one, is NaN. The other arguments are those of `profile_cards`.
     """
     meta, chunks, events = state.meta, state.chunks, state.events
-    words = MERCHANT_EVENT_WORDS
+    # Where events have no values, none are read.
+    words, values = MERCHANT_EVENT_WORDS, keys
     if declared is not None:
-        words = MERCHANT_EVENT_WORDS + declared.values.shape[1]
+        values = declared.values
+        words = MERCHANT_EVENT_WORDS + values.shape[1]
     flagged = state.scratch[FOUND : FOUND + N_WINDOWS]
     found = state.scratch[FOUND : FOUND + FOUND_WORDS]
     ahead = state.scratch[LOOKED_AHEAD : LOOKED_AHEAD + LOOKED_AHEAD_WORDS]
@@ -125,8 +127,6 @@ def profile_merchants(
             declared_features(state, words, slot, chunk, end, time_us, floor_us, amount, i, declared, columns)
         if enters:
             flag = np.int64(outliers[i] or _is_merchant_outlier(amount, np.int64(month), sum_))
-            event = insert_event(state, words, slot, chunk, end, time_us, amount, flag, floor_us)
-            if declared is not None:
-                write_values(state, event, words, i, declared)
+            insert_event(state, words, slot, chunk, end, time_us, amount, flag, floor_us, values, i)
         meta[META.newest] = max(meta[META.newest], time_us)
     return int(keys.shape[0])

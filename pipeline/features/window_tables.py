@@ -20,6 +20,7 @@ from pipeline.features.timelines.layout import (
     META_WORDS,
     NOTHING_YET_US,
     ROWS_RESERVE,
+    RUN,
     SCRATCH_WORDS,
     SLOT,
     SLOT_WORDS,
@@ -43,19 +44,22 @@ class Tables:
 
     Args:
         storage: Holds the tables; None: memory.
-        event_words: 64-bit words of an event's row: `CARD_EVENT_WORDS` or `MERCHANT_EVENT_WORDS`, and one for each
-            value that declared windows read.
+        event_words: 64-bit words of an event's row without declared values: `CARD_EVENT_WORDS` or
+            `MERCHANT_EVENT_WORDS`.
+        values: Values of an event that declared windows read, a word each.
         labelled: True if entities have labels beside their events, as merchants have.
         horizon_us: Time behind the partition's newest event after which an event is forgotten.
     """
 
-    def __init__(self, storage: Storage | None, event_words: int, *, labelled: bool, horizon_us: int) -> None:
+    def __init__(
+        self, storage: Storage | None, event_words: int, *, values: int, labelled: bool, horizon_us: int
+    ) -> None:
         self._storage: Storage = MemoryStorage() if storage is None else storage
-        self._labelled, self._horizon_us = labelled, horizon_us
+        self._labelled, self._horizon_us, self._values = labelled, horizon_us, values
         self._words = {
             "slots": (int(SLOT_WORDS), META.slots_end),
             "chunks": (int(CHUNK_WORDS), META.chunks_end),
-            "events": (event_words, META.events_end),
+            "events": (event_words + values, META.events_end),
             "label_chunks": (int(CHUNK_WORDS), META.label_chunks_end),
             "labels": (int(LABEL_WORDS), META.labels_end),
         }
@@ -117,8 +121,12 @@ class Tables:
 
     @property
     def _journal_reserve(self) -> int:
-        """Words of the journal that one row can need at most: half a chunk split, half a chunk moved, and records."""
-        return LARGEST_CHUNK * (
+        """Words of the journal that one row can need at most: half a chunk split, half a chunk moved, and records.
+
+        Each half and the runs behind the row are counted anew.
+        """
+        counts = 4 * (LARGEST_CHUNK // RUN + 1) * self._values
+        return counts + LARGEST_CHUNK * (
             1 + max(words for name, (words, _) in self._words.items() if name in ("events", "labels"))
         )
 
@@ -126,6 +134,7 @@ class Tables:
         """Set what follows from the declaration, whatever was loaded or restored."""
         meta = self.state.meta
         meta[META.horizon], meta[META.journal_reserve] = self._horizon_us, self._journal_reserve
+        meta[META.values] = self._values
 
     def _begin(self, rows: int) -> None:
         """Make sure that ``rows`` more rows find their slots, and note what `rollback` goes back to."""

@@ -20,6 +20,7 @@ from pipeline.features.timelines.layout import (
     LEAST_WITH_TOTALS,
     META,
     NEVER,
+    NO_VALUE,
     RUN,
     SIZE_CLASSES,
     SLOT,
@@ -100,7 +101,8 @@ def _all_accounted_for(tables: Tables, kind: int, used: list[int]) -> None:
     words = tables._words["labels" if kind == LABELS else "events"][0]
     capacity = chunks[1:, CHUNK.capacity]
     with_totals = (capacity >= LEAST_WITH_TOTALS) & (kind == EVENTS)
-    behind = -(-(capacity // RUN * TOTALS_WORDS) // words)
+    values = int(meta[META.values])
+    behind = -(-(capacity // RUN * TOTALS_WORDS + (capacity // RUN + 1) * values) // words)
     ends = chunks[1:, CHUNK.start] + capacity + np.where(with_totals, behind, 0)
     assert [0, *ends.tolist()] == [
         *chunks[1:, CHUNK.start].tolist(),
@@ -131,6 +133,7 @@ def _rows(tables: Tables, kind: int, slot: np.ndarray, used: list[int]) -> list[
                 runs = items[(start + int(chunk[CHUNK.capacity])) * words :]
                 for run in range(0, -(-len(rows) // RUN)):
                     _check_totals(runs[run * TOTALS_WORDS :], events[run * RUN : (run + 1) * RUN])
+                _check_counts(runs, int(chunk[CHUNK.capacity]), np.array(rows), int(tables.state.meta[META.values]))
             found += events
         previous = number
     used += chain
@@ -150,6 +153,14 @@ def _check_totals(totals: np.ndarray, events: list[tuple[int, ...]]) -> None:
     assert totals[TOTAL.flagged_sum] == sum(amount for _, amount, flag, _ in events if flag)
     high, low = int(totals[TOTAL.square_high]), int(totals[TOTAL.square_low])
     assert ((high % 2**64) << 64) + low % 2**64 == sum(amount * amount for amount in amounts)
+
+
+def _check_counts(behind: np.ndarray, capacity: int, rows: np.ndarray, values: int) -> None:
+    counts = behind[capacity // RUN * TOTALS_WORDS :][: (capacity // RUN + 1) * values].reshape(-1, values)
+    held = rows[:, rows.shape[1] - values :] != NO_VALUE
+    assert counts[-1].tolist() == held.sum(axis=0).tolist()
+    for run in range(-(-len(rows) // RUN)):
+        assert counts[run].tolist() == held[run * RUN : (run + 1) * RUN].sum(axis=0).tolist()
 
 
 def _labels(chunk: np.ndarray, rows: list[list[int]]) -> list[tuple[int, ...]]:

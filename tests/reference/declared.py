@@ -175,7 +175,11 @@ def statistic(
     if name == "new":
         return NAN if own is None else float(own not in values)
     if name == "usual_hour":
-        return NAN if own is None else from_usual(own % 1_440, [value % 1_440 for value in values])
+        return (
+            NAN
+            if own is None
+            else from_usual(own % 1_440, [value % 1_440 for value in past_values[-1_000:] if value is not None])
+        )
     if not count:
         return NAN
     if name == "mean":

@@ -90,8 +90,8 @@ def warnings_of(request: Request, statistics: RunStatistics) -> list[str]:
         if budget.tied:
             found.append(
                 f"{name}: {count(budget.tied, 'case')} with the highest score before the range, more than the "
-                "budget allows: the threshold lies above that score, and few alerts or none are raised; name a larger "
-                "budget"
+                "budget allows: all of them alert where they are less than twice as many, else few or none do; name a "
+                "larger budget"
             )
     return found
 

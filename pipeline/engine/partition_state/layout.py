@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from schemas.times import US_PER_DAY
 
-LAYOUT: Final = 15
+LAYOUT: Final = 16
 DIGEST_BYTES: Final = 16
 
 

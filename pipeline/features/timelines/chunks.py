@@ -12,6 +12,7 @@ from pipeline.features.timelines.layout import (
     EVENTS,
     FREE_CHUNKS,
     IN_CHUNKS,
+    IN_ITEMS,
     KIND_STEP,
     LEAST_WITH_TOTALS,
     META,
@@ -58,6 +59,13 @@ def size_class_of(capacity: Any) -> int:
     return size_class
 
 
+@inlined
+def first_count(state: State, words: Any, record: Any) -> Any:
+    """Number of the word at which the counts of a chunk's first run begin; ``record``: where the chunk's begins."""
+    capacity = state.chunks[record + CHUNK.capacity]
+    return (state.chunks[record + CHUNK.start] + capacity) * words + capacity // RUN * TOTALS_WORDS
+
+
 @compiled
 def take_chunk(state: State, kind: Any, words: Any, slot: Any, after: Any, capacity: Any, least_capacity: Any) -> int:
     """An empty chunk, linked into a slot's chain behind chunk ``after`` (0: the chain is empty).
@@ -85,7 +93,8 @@ def take_chunk(state: State, kind: Any, words: Any, slot: Any, after: Any, capac
         start = meta[META.events_end + META_KIND_STEP * kind]
         rows = capacity
         if kind == EVENTS and capacity >= LEAST_WITH_TOTALS:
-            rows += (capacity // RUN * TOTALS_WORDS + words - 1) // words
+            behind = capacity // RUN * TOTALS_WORDS + (capacity // RUN + 1) * meta[META.values]
+            rows += (behind + words - 1) // words
         meta[META.events_end + META_KIND_STEP * kind] = start + rows
         chunks[base + CHUNK.start] = start
         chunks[base + CHUNK.capacity] = capacity
@@ -93,6 +102,10 @@ def take_chunk(state: State, kind: Any, words: Any, slot: Any, after: Any, capac
     chunks[base + CHUNK.length : base + CHUNK_WORDS] = 0
     if kind == EVENTS:
         clear_totals(chunks, base + TOTALS)
+        if chunks[base + CHUNK.capacity] >= LEAST_WITH_TOTALS:
+            counts = first_count(state, words, base) + chunks[base + CHUNK.capacity] // RUN * meta[META.values]
+            save(state, IN_ITEMS, state.events, items_dirty, counts, meta[META.values])
+            state.events[counts : counts + meta[META.values]] = 0
     head, tail = slot * SLOT_WORDS + SLOT.head + KIND_STEP * kind, slot * SLOT_WORDS + SLOT.tail + KIND_STEP * kind
     if after == 0:
         slots[head] = chunk

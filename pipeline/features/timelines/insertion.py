@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.features.compiled import compiled, inlined
-from pipeline.features.timelines.chunks import first_later, size_class_of, take_chunk
+from pipeline.features.timelines.chunks import first_count, first_later, size_class_of, take_chunk
 from pipeline.features.timelines.journal import mark, save
 from pipeline.features.timelines.layout import (
     CHUNK,
@@ -26,6 +26,7 @@ from pipeline.features.timelines.layout import (
     META,
     NEVER,
     NO_CHUNK,
+    NO_VALUE,
     RUN,
     RUN_SHIFT,
     SLOT,
@@ -166,19 +167,32 @@ def _resize_only_chunk(state: State, words: Any, slot: Any, chunk: Any, floor_us
     return np.int64(block), np.int64(gone)
 
 
+@inlined
+def _count_values(state: State, words: Any, row: Any, counts: Any) -> None:
+    """Add 1 to each count, from word ``counts`` on, whose value an event has; its row begins at word ``row``."""
+    events, values = state.events, state.meta[META.values]
+    for k in range(values):
+        events[counts + k] += events[row + words - values + k] != NO_VALUE
+
+
 @compiled
 def _recount_runs(state: State, words: Any, chunk: Any, first: Any) -> None:
-    """Find the totals of a chunk's runs again, from the run of position ``first`` on; the old ones are saved."""
+    """Find totals and counts of a chunk's runs again, from the run of position ``first`` on; the old ones are saved."""
     chunks, events, record = state.chunks, state.events, chunk * CHUNK_WORDS
     start, length = chunks[record + CHUNK.start], chunks[record + CHUNK.length]
     runs = (start + chunks[record + CHUNK.capacity]) * words
     low, high = first >> RUN_SHIFT, (length - 1) >> RUN_SHIFT
     save(state, IN_ITEMS, events, state.events_dirty, runs + low * TOTALS_WORDS, (high + 1 - low) * TOTALS_WORDS)
+    counts, values = first_count(state, words, record), state.meta[META.values]
+    save(state, IN_ITEMS, events, state.events_dirty, counts + low * values, (high + 1 - low) * values)
     for run in range(low, high + 1):
-        at = runs + run * TOTALS_WORDS
+        at, counted = runs + run * TOTALS_WORDS, counts + run * values
         clear_totals(events, at)
+        events[counted : counted + values] = 0
         for i in range(run * RUN, min((run + 1) * RUN, length)):
-            add_event(events, at, events[(start + i) * words + EVENT.amount])
+            row = (start + i) * words
+            add_event(events, at, events[row + EVENT.amount])
+            _count_values(state, words, row, counted)
 
 
 @compiled
@@ -194,6 +208,20 @@ def _recount_chunk(state: State, words: Any, chunk: Any) -> None:
         for i in range(start, start + length):
             add_event(chunks, record + TOTALS, events[i * words + EVENT.amount])
         _recount_runs(state, words, chunk, NO_CHUNK)
+        _add_up_counts(state, words, record)
+
+
+@compiled
+def _add_up_counts(state: State, words: Any, record: Any) -> None:
+    """Set the counts of a whole chunk, whose record begins at word ``record``, by those of its runs."""
+    events, values, capacity = state.events, state.meta[META.values], state.chunks[record + CHUNK.capacity]
+    counts, runs = first_count(state, words, record), (state.chunks[record + CHUNK.length] + RUN - 1) >> RUN_SHIFT
+    whole = counts + capacity // RUN * values
+    save(state, IN_ITEMS, events, state.events_dirty, whole, values)
+    for k in range(values):
+        events[whole + k] = 0
+        for run in range(runs):
+            events[whole + k] += events[counts + run * values + k]
 
 
 @compiled
@@ -233,10 +261,12 @@ def insert_event(
     amount: Any,
     flag: Any,
     floor_us: Any,
+    values: Any,
+    i: Any,
 ) -> Any:
     """Put an event at position ``at`` of ``chunk``; the rows behind it in that chunk are moved.
 
-    The caller writes the words behind its amount.
+    The caller writes the words between its amount and its values.
 
     Args:
         state: The partition's tables, for which `has_room` is True.
@@ -248,6 +278,8 @@ def insert_event(
         amount: Minor units of the base currency, 0 <= amount < 2**53.
         flag: 1 if the amount is an outlier, else 0.
         floor_us: Horizon, as of `make_room`.
+        values: Declared values of all rows, shape (n, k); not read where events have none.
+        i: Number of the event among them.
 
     Returns:
         Number of the first word of its row.
@@ -266,6 +298,9 @@ def insert_event(
     row = (chunks[record + CHUNK.start] + at) * words
     events[row] = time_us
     events[row + EVENT.amount] = doubled
+    held = state.meta[META.values]
+    for k in range(held):
+        events[row + words - held + k] = values[i, k]
     mark(state.events_dirty, row, words)
     if at == 0:
         chunks[record + CHUNK.first] = time_us
@@ -282,9 +317,17 @@ def _count_event(state: State, words: Any, chunk: Any, at: Any, doubled: Any) ->
     chunks, events, record = state.chunks, state.events, chunk * CHUNK_WORDS
     save(state, IN_CHUNKS, chunks, state.chunks_dirty, record + TOTALS, TOTALS_WORDS)
     add_event(chunks, record + TOTALS, doubled)
+    capacity, values, row = chunks[record + CHUNK.capacity], state.meta[META.values], chunks[record + CHUNK.start] + at
+    counts = first_count(state, words, record)
+    whole = counts + capacity // RUN * values
+    save(state, IN_ITEMS, events, state.events_dirty, whole, values)
+    _count_values(state, words, row * words, whole)
     if at + 1 < chunks[record + CHUNK.length] or at % RUN == 0:
         _recount_runs(state, words, chunk, at)
         return
-    run = (chunks[record + CHUNK.start] + chunks[record + CHUNK.capacity]) * words + (at >> RUN_SHIFT) * TOTALS_WORDS
+    run = (chunks[record + CHUNK.start] + capacity) * words + (at >> RUN_SHIFT) * TOTALS_WORDS
     save(state, IN_ITEMS, events, state.events_dirty, run, TOTALS_WORDS)
     add_event(events, run, doubled)
+    counts += (at >> RUN_SHIFT) * values
+    save(state, IN_ITEMS, events, state.events_dirty, counts, values)
+    _count_values(state, words, row * words, counts)

@@ -35,10 +35,10 @@ LEAST_WITH_TOTALS: Final = 64
 META: Final = columns_of(
     "MetaWords",
     ("newest", "slots_end", "chunks_end", "events_end", "label_chunks_end", "labels_end", "free_slot", "cursor",
-     "entities", "journal_end", "held_events", "held_labels", "horizon", "journal_reserve"),
+     "entities", "journal_end", "held_events", "held_labels", "horizon", "journal_reserve", "values"),
 )  # fmt: skip
-"""Numbers that the state needs besides its tables. The last two follow from the declaration, which compiled code must
-not read as constants: Numba keeps it on disk for every declaration."""
+"""Numbers that the state needs besides its tables. The last three follow from the declaration, which compiled code must
+not read as constants: Numba keeps it on disk for every declaration. ``values``: declared values of an event."""
 FREE_CHUNKS: Final = 16
 """First of the numbers that are heads of the lists of free chunks."""
 SIZE_CLASSES: Final = 16
@@ -83,7 +83,8 @@ EVENT: Final = columns_of("EventWords", ("time", "amount", "other"))
 """A row of an event: time, twice the amount and one more where it is flagged; of a card's also the merchant's hash.
 
 Behind them stand the values that declared windows read, or NO_VALUE. The words of a whole row are an argument of
-compiled functions."""
+compiled functions. Behind the totals of its runs, a chunk counts the events that have each of these values: those of
+each run, and then all of them."""
 CARD_EVENT_WORDS: Final = np.int64(3)
 MERCHANT_EVENT_WORDS: Final = np.int64(2)
 NO_VALUE: Final = np.iinfo(np.int64).min

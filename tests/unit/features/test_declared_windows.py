@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
+from operator import itemgetter
 from typing import Final, NamedTuple
 
 import numpy as np
@@ -27,7 +28,8 @@ SCALES: Final = (1e6, 1.0, 60.0, 1e6)
 HORIZON_US: Final = WINDOWS_US[-1] + LATENESS_US
 CASES: Final = [
     *((name, given) for name in AGGREGATES for given in range(len(SCALES))),
-    *((name, -1) for name in AGGREGATES),
+    # A share is of those that a condition chooses.
+    *((name, -1) for name in AGGREGATES if name != "share"),
 ]
 SIN: Final = [round(2**30 * math.sin(2 * math.pi * m / 1440)) for m in range(1440)]
 COS: Final = [round(2**30 * math.cos(2 * math.pi * m / 1440)) for m in range(1440)]
@@ -138,10 +140,11 @@ def statistic(name: str, events: Sequence[tuple[int, int | None]], now: int, own
         return float(min(len(set(values)), 1_000))
     if name == "new":
         return math.nan if own is None else float(own not in values)
+    if name == "usual_hour":
+        newest = sorted(events, key=itemgetter(0))[-1_000:]
+        return distance([value for _, value in newest if value is not None], own)
     if not values:
         return math.nan
-    if name == "usual_hour":
-        return distance(values, own)
     return {
         "mean": lambda: wide(sum(values)) / len(values) / scale,
         "std": lambda: deviation(values) / scale,
