@@ -1,9 +1,10 @@
 """The score agent: profiled transactions and labels in, decisions and alerts out."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 
 from agents.partitions import Environment, KernelPartitions, StateLocation, by_partition
+from pipeline.decision.rule_caps import PartitionCaps
 from pipeline.engine.encoding.blocks import KernelChanged, KernelMismatch, parse_block
 from pipeline.engine.partition_state.state import LoadedState
 from pipeline.engine.records.results import Result
@@ -44,6 +45,14 @@ class ScorePartitions(KernelPartitions[ScorePartition]):
         """Let committed records enter the state; nothing is decided again."""
         del config  # What the state holds depends on no setting.
         state.replay(records)
+
+    def counters(self, partition: int) -> Mapping[str, int]:
+        """Return what the caps on rules have counted in a partition."""
+        return self._held[partition].caps.counters
+
+    def load_counters(self, partition: int, counters: Mapping[str, int]) -> None:
+        """Go on counting from what is committed."""
+        self._held[partition].caps = PartitionCaps(counters)
 
     def ready(self) -> bool:
         """Take in new versions, between two batches; False while there is no champion."""

@@ -51,6 +51,10 @@ WORKER_METRICS: Final[Mapping[str, MetricDeclaration]] = {
     ),
     "rule_hits": _counter("rule", "Hits of active rules, by the rule's code: those that alert, and those that tag."),
     "shadow_rule_hits": _counter("rule", "Hits of rules in shadow, by the rule's code; they raise nothing."),
+    "capped_rule_hits": _counter(
+        "rule", "Hits of active rules that raise nothing, since their partition has reached the rule's cap of the hour."
+    ),
+    "rule_stopped": _gauge("rule", "1 for a rule that the breaker has stopped, 0 for an active one."),
     "dead_letters": _counter(
         "stage code", "Records written to `dead-letters`, by the stage that refused them and the class of error."
     ),

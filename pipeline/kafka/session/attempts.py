@@ -39,6 +39,8 @@ class Mark(msgspec.Struct, frozen=True, omit_defaults=True, tag_field="v", tag=1
     released: bool = False
     """The holder gave the partition up in order, behind its last commit."""
     attempt: Attempt | None = None
+    counters: dict[str, int] = {}
+    """Numbers of the partition's state that no replay of its log gives again (`StateHandler.counters`)."""
 
 
 class Committed(NamedTuple):

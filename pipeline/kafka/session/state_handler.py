@@ -48,6 +48,14 @@ class StateHandler(Protocol):
             config: The processing config of the batch; None: it was not recorded, and the active one must do.
         """
 
+    def counters(self, partition: int) -> Mapping[str, int]:
+        """Return a few numbers of a partition's state that replays cannot give: they are committed with its offset."""
+        del partition
+        return {}
+
+    def load_counters(self, partition: int, counters: Mapping[str, int]) -> None:
+        """Take the counters that were committed with the offset up to which a partition was replayed."""
+
     def restored(self, partition: int, records: int) -> None:
         """Note that the replay of ``records`` records is complete."""
 
@@ -80,7 +88,12 @@ class Stateless:
         del partition, logs, waiting
         return Restored(committed, 0)
 
+    def counters(self, partition: int) -> Mapping[str, int]:
+        """Return none."""
+        del partition
+        return {}
+
     def _nothing(self, *_: Any, **__: Any) -> None:
         """Do nothing."""
 
-    assigning = replay = restored = forget = commit = rollback = _nothing
+    assigning = replay = load_counters = restored = forget = commit = rollback = _nothing
