@@ -46,6 +46,7 @@ COMMANDS: Final = {
         ("tokenise", "Write a topic's messages to the pipeline, with tokens for card numbers."),
         ("topics", "Create the topics, or check them."),
         ("train", "Train, calibrate and register a LightGBM version."),
+        ("webhook", "Tell an URL of new cases and stopped rules."),
         ("worker", "Run agents."),
     )
 }

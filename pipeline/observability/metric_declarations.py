@@ -220,3 +220,14 @@ DRIFT_METRICS: Final[Mapping[str, MetricDeclaration]] = {
     ),
 }
 """Metrics of ``fraud-pipeline drift --follow``."""
+
+WEBHOOK_METRICS: Final[Mapping[str, MetricDeclaration]] = {
+    "webhook_events": _counter(
+        "outcome",
+        "Events that were `delivered`, tries that `failed` and are repeated, and events that were `skipped`: the "
+        "receiver has refused them for good, and each is a dead letter.",
+        "delivered failed skipped",
+    ),
+    "webhook_waiting_seconds": _gauge("", "Age of the event that is sent again and again; 0 while all are delivered."),
+}
+"""Metrics of ``fraud-pipeline webhook``."""

@@ -88,8 +88,13 @@ class Decider:
         rules = batch.models.evaluated_rules
         for numbers, count in Counter(batch.decided.hits.tolist()).items():
             for number in numbers:
-                kind = "active_hit" if number < rules.active else "shadow_hit"
-                result.counts["capped_hit" if number >= len(rules.evaluated) else kind, rules.code(number)] += count
+                code = rules.code(number)
+                if number >= len(rules.evaluated):
+                    result.counts["capped_hit", code] += count
+                elif number < rules.active:
+                    result.counts["active_hit", code] += count
+                else:
+                    result.counts["shadow_hit", code] += count
         alerted = np.flatnonzero(selection >= 0)
         result.counts["decision", "alert"] += len(alerted)
         result.counts["decision", "allow"] += subjects.rows - len(alerted)

@@ -87,7 +87,9 @@ def test_a_stopped_hit_is_named_as_one_in_shadow_and_raises_nothing() -> None:
 
 
 def test_counts_of_any_number_of_rules_fit_beside_an_offset() -> None:
-    rules = RuleSet([rule(f"rule-{number:03}", f"amount > {number}", max_alerts_per_hour=10**9) for number in range(300)])
+    rules = RuleSet(
+        [rule(f"rule-{number:03}", f"amount > {number}", max_alerts_per_hour=10**9) for number in range(300)]
+    )
     caps, hits = PartitionCaps(), np.empty(300, np.object_)
     hits[:] = [tuple(range(number, 300)) for number in range(300)]
     caps.bounded(rules, hits, np.zeros(300, np.bool_), np.full(300, 500_000 * US_PER_HOUR))
