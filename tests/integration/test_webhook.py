@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -29,6 +30,7 @@ from tests.helpers.waiting import eventually
 pytestmark = pytest.mark.broker
 
 SECRET = b"a secret of thirty-two bytes, ok"
+ROOT = Path(__file__).parents[2]
 NOON = datetime(2026, 3, 1, 12, tzinfo=UTC)
 WEBHOOK = ("-m", "pipeline.cli", "webhook", "--port", "0")
 
@@ -48,7 +50,12 @@ def _count(registry: CollectorRegistry, outcome: str) -> float | None:
 
 
 def refuse_forged(requests: list[Request]) -> None:
+    names: dict[str, Any] = {}
+    exec((ROOT / "docs/webhook.md").read_text(encoding="utf-8").split("```python\n")[1].split("```")[0], names)
+    secret = f"whsec_{base64.b64encode(SECRET).decode()}"
     for request in requests:
+        assert names["is_ours"](dict(request.headers), request.body, secret), "as the page checks it"
+        assert not names["is_ours"](dict(request.headers), request.body + b" ", secret)
         signed = f"{request.headers['webhook-id']}.{request.headers['webhook-timestamp']}.".encode() + request.body
         expected = base64.b64encode(hmac.digest(SECRET, signed, hashlib.sha256)).decode()
         assert request.headers["webhook-signature"] == f"v1,{expected}"
