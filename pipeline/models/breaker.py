@@ -63,6 +63,7 @@ class Breaker:
                 self._bootstrap, self._settings, KEPT_HOURS / _HOURS_A_DAY, labels=False, waiting=self._waiting
             )
             self._take(self._feed.past())
+            log.info("the decisions of %d hours are counted: rules that exceed a cap are stopped", KEPT_HOURS)
             while True:
                 self._waiting()
                 if self._breaker.trips(self._changes.rules):

@@ -1,6 +1,8 @@
 """How far a flooding rule exceeds its cap: a real broker, several partitions, with and without breaker and bounds.
 
-``python -m tests.benchmarks.overshoot --rate 500 --seconds 20`` prints one JSON line for each way.
+One JSON line for each way::
+
+    FRAUD_PIPELINE_FEATURES_FILE=tests/features.toml python -m tests.benchmarks.overshoot --rate 500 --seconds 15
 """
 
 import argparse
@@ -69,7 +71,7 @@ def measure(broker: str, directory: Path, name: str, rate: float, seconds: float
         if with_breaker:
             breaker = Worker(cluster.settings, directory / "breaker.log", ("-m", "pipeline.cli", "breaker"))
             stack.callback(breaker.end)
-            time.sleep(10)  # until it follows; it says nothing before it stops a rule
+            breaker.until_it_says("rules that exceed a cap are stopped")
         bought = flood(cluster, rate, seconds)
         worker.until(lambda: len(cluster.decisions()) == bought + 1)
     return {"way": name, "rate": rate, "partitions": PARTITIONS, "cap": cap, "bought": bought, **_figures(cluster, cap)}

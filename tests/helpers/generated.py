@@ -26,7 +26,13 @@ from pipeline.features.aggregates import AGGREGATES, Aggregate
 from pipeline.features.built_in import BUILT_IN_CARD, BUILT_IN_MERCHANT, Feature
 from pipeline.features.declaration import packaged_declaration
 from pipeline.features.feature_set import TRAINED, FeatureSet
-from pipeline.observability.metric_declarations import DRIFT_METRICS, PREFIX, WEBHOOK_METRICS, WORKER_METRICS, MetricDeclaration
+from pipeline.observability.metric_declarations import (
+    DRIFT_METRICS,
+    PREFIX,
+    WEBHOOK_METRICS,
+    WORKER_METRICS,
+    MetricDeclaration,
+)
 from pipeline.observability.metrics import WorkerMetrics
 from pipeline.settings import SECTIONS, Settings
 from pipeline.settings.features_file import read_features_file
