@@ -1,7 +1,8 @@
 """The score agent: profiled transactions and labels in, decisions and alerts out."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from datetime import datetime
+from typing import Any
 
 from agents.partitions import Environment, KernelPartitions, StateLocation, by_partition
 from pipeline.decision.rule_caps import PartitionCaps
@@ -46,13 +47,13 @@ class ScorePartitions(KernelPartitions[ScorePartition]):
         del config  # What the state holds depends on no setting.
         state.replay(records)
 
-    def counters(self, partition: int) -> Mapping[str, int]:
+    def state_beside(self, partition: int) -> Any:
         """Return what the caps on rules have counted in a partition."""
-        return self._held[partition].caps.counters
+        return self._held[partition].caps.state
 
-    def load_counters(self, partition: int, counters: Mapping[str, int]) -> None:
+    def load_beside(self, partition: int, state: Any) -> None:
         """Go on counting from what is committed."""
-        self._held[partition].caps = PartitionCaps(counters)
+        self._held[partition].caps = PartitionCaps(state)
 
     def ready(self) -> bool:
         """Take in new versions, between two batches; False while there is no champion."""

@@ -23,5 +23,5 @@ def command() -> None:
     stop, settings = threading.Event(), Settings()
     configure_logging(settings)
     bootstrap = find_cluster(settings, SERVICE_TIMEOUT_S)
-    with closing(Breaker(bootstrap, settings, stopped=stop.is_set)) as breaker, interrupts(stop, signal.SIGTERM):
+    with closing(Breaker(bootstrap, settings, stop.is_set)) as breaker, interrupts(stop, signal.SIGTERM):
         breaker.run()

@@ -11,9 +11,11 @@ from pipeline.commands.progress import interrupts
 from pipeline.observability.endpoint import Endpoint
 from pipeline.observability.health import Health
 from pipeline.observability.logs import configure_logging
+from pipeline.observability.metric_declarations import WEBHOOK_METRICS
+from pipeline.observability.metrics import DeclaredMetrics
 from pipeline.settings import Settings
 from pipeline.webhooks.sender import Sender, read_secret
-from pipeline.webhooks.service import Webhook, WebhookMetrics
+from pipeline.webhooks.service import Webhook
 
 
 @click.command()
@@ -25,7 +27,7 @@ def command(*, port: int | None) -> None:
 
     It begins at the ends of the topics, and later where it has got to. Run one.
     """
-    stop, settings, metrics = threading.Event(), Settings(), WebhookMetrics()
+    stop, settings, metrics = threading.Event(), Settings(), DeclaredMetrics(WEBHOOK_METRICS)
     configure_logging(settings)
     if not settings.webhook_url or settings.webhook_secret_file is None:
         raise click.UsageError("set FRAUD_PIPELINE_WEBHOOK_URL and FRAUD_PIPELINE_WEBHOOK_SECRET_FILE")

@@ -5,7 +5,6 @@ from typing import Any, NamedTuple, Self
 
 from msgspec.structs import replace
 
-from pipeline.decision.rule_caps import Trip
 from pipeline.decision.rules import RULES, Rule, RuleSet, State, condition_of, names_read
 from pipeline.expressions.trees import fields_in
 from pipeline.features.feature_set import FeatureSet
@@ -17,6 +16,14 @@ from pipeline.models.version_history import BREAKER
 from pipeline.scoring.errors import ModelError
 from pipeline.settings import Settings
 from schemas.messages import Activation
+
+
+class Trip(NamedTuple):
+    """An active rule that has exceeded a cap."""
+
+    rule: Rule
+    reason: str
+    figures: dict[str, Any]
 
 
 class RuleChange(NamedTuple):

@@ -15,7 +15,6 @@ from pipeline.kafka.records.internal import TrustedRecords, not_counted, readabl
 from pipeline.kafka.session.quarantine import decode_control
 from pipeline.kafka.writers.producer import RecordProducer
 from pipeline.models.version_history import BREAKER
-from pipeline.observability.metric_declarations import WEBHOOK_METRICS
 from pipeline.observability.metrics import DeclaredMetrics
 from pipeline.settings import Settings
 from pipeline.webhooks.sender import Sender
@@ -57,13 +56,6 @@ _decode_alert: Final = msgspec.json.Decoder(_AlertFields).decode
 _encode: Final = msgspec.json.Encoder().encode
 
 
-class WebhookMetrics(DeclaredMetrics):
-    """What becomes of events."""
-
-    def __init__(self) -> None:
-        super().__init__(WEBHOOK_METRICS)
-
-
 class Webhook:
     """Follows ``alerts`` and ``control``, sends what is new, and commits behind each event; used from one thread.
 
@@ -79,7 +71,7 @@ class Webhook:
         bootstrap: str,
         settings: Settings,
         sender: Sender,
-        metrics: WebhookMetrics,
+        metrics: DeclaredMetrics,
         stop: threading.Event,
         first_wait_s: float = 1.0,
     ) -> None:
@@ -93,22 +85,16 @@ class Webhook:
         """Offset of the last alert of each case, by partition; the oldest first."""
 
     def run(self) -> None:
-        """Send events until the service is to stop.
-
-        Raises:
-            ClusterUnreachable: No broker answers.
-            DeliveryFailed: A dead letter could not be written.
-        """
+        """Send events until the service is to stop; raises `ClusterUnreachable` and `DeliveryFailed`."""
         self._follower.start()
         while not self._stop.is_set():
             for record in self._follower.poll(_POLL_S):
-                events = list(self._events(record))
-                if record.offset < self._follower.positions[record.topic, record.partition]:
-                    continue
-                for event in events:
-                    if not self._deliver(event, record):
-                        return
-                self._follower.done(record)
+                events, at = list(self._events(record)), (record.topic, record.partition)
+                if record.offset < self._follower.done[at]:
+                    continue  # read again, to know its case
+                if not all(self._deliver(event, record) for event in events):
+                    return
+                self._follower.done[at] = record.offset + 1
                 if events:
                     self._follower.commit()
             self._follower.commit()
@@ -134,7 +120,7 @@ class Webhook:
         """Return whether an alert is the first one of its case, among those just before it in its partition."""
         last = self._cases.pop((record.partition, case_id), None)
         self._cases[record.partition, case_id] = record.offset
-        if len(self._cases) > 2 * KNOWN_ALERTS * len(self._follower.positions):
+        if len(self._cases) > 2 * KNOWN_ALERTS * len(self._follower.done):
             del self._cases[next(iter(self._cases))]
         return last is None or record.offset - last > KNOWN_ALERTS
 

@@ -16,10 +16,12 @@ import pytest
 from prometheus_client.registry import CollectorRegistry
 
 from pipeline.models.publish import ControlWriter
+from pipeline.observability.metric_declarations import WEBHOOK_METRICS
+from pipeline.observability.metrics import DeclaredMetrics
 from pipeline.protection.signing import KeyFileError
 from pipeline.settings import Settings
 from pipeline.webhooks.sender import Sender, read_secret
-from pipeline.webhooks.service import MOST_REFUSALS, Webhook, WebhookMetrics
+from pipeline.webhooks.service import MOST_REFUSALS, Webhook
 from schemas.messages import Activation
 from schemas.topics import ALERTS, DEAD_LETTERS
 from tests.helpers.case_topics import alert_of
@@ -73,7 +75,7 @@ def with_webhook(cluster: Cluster, tmp_path: Path, url: str) -> Settings:
 @contextmanager
 def running(cluster: Cluster, hook: Receiver) -> Iterator[CollectorRegistry]:
     """A webhook in this process that repeats at once."""
-    metrics, stop = WebhookMetrics(), threading.Event()
+    metrics, stop = DeclaredMetrics(WEBHOOK_METRICS), threading.Event()
     webhook = Webhook(cluster.bootstrap, cluster.settings, Sender(hook.url, SECRET), metrics, stop, first_wait_s=0.0)
     thread = threading.Thread(target=webhook.run)
     thread.start()

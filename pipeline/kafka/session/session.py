@@ -258,10 +258,10 @@ class Session:
     def _write(
         self, outputs: Sequence[Output], marks: Mapping[Partition, tuple[int, Mark]], group_metadata: Any
     ) -> None:
-        """Write outputs and offsets with their marks and counters; in one transaction under exactly-once."""
+        """Write outputs and offsets with their marks; in one transaction under exactly-once."""
         offsets = []
         for (topic, number), (offset, mark) in marks.items():
-            whole = msgspec.structs.replace(mark, counters=dict(self._handler.counters(number)))
+            whole = msgspec.structs.replace(mark, state=self._handler.state_beside(number))
             offsets.append(TopicPartition(topic, number, offset, write_mark(whole).decode()))
         if self._transactions.exactly_once:
             self._transactions.commit(outputs, offsets, group_metadata)

@@ -48,13 +48,11 @@ class StateHandler(Protocol):
             config: The processing config of the batch; None: it was not recorded, and the active one must do.
         """
 
-    def counters(self, partition: int) -> Mapping[str, int]:
-        """Return a few numbers of a partition's state that replays cannot give: they are committed with its offset."""
-        del partition
-        return {}
+    def state_beside(self, partition: int) -> Any:
+        """Return what to commit beside an offset: plain values of 4,000 bytes at most, None for nothing."""
 
-    def load_counters(self, partition: int, counters: Mapping[str, int]) -> None:
-        """Take the counters that were committed with the offset up to which a partition was replayed."""
+    def load_beside(self, partition: int, state: Any) -> None:
+        """Take what was committed beside the offset up to which a partition was replayed."""
 
     def restored(self, partition: int, records: int) -> None:
         """Note that the replay of ``records`` records is complete."""
@@ -88,12 +86,7 @@ class Stateless:
         del partition, logs, waiting
         return Restored(committed, 0)
 
-    def counters(self, partition: int) -> Mapping[str, int]:
-        """Return none."""
-        del partition
-        return {}
-
     def _nothing(self, *_: Any, **__: Any) -> None:
         """Do nothing."""
 
-    assigning = replay = load_counters = restored = forget = commit = rollback = _nothing
+    assigning = replay = state_beside = load_beside = restored = forget = commit = rollback = _nothing

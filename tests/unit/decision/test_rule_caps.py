@@ -1,19 +1,16 @@
-"""Caps on rules: what a partition stops by its own log, and what the breaker stops by all of them."""
+"""Caps on rules: what a partition stops by its own log."""
 
 from collections import Counter
-from datetime import UTC, datetime, timedelta
 
-import msgspec
 import numpy as np
 import pytest
 
-from pipeline.decision.rule_caps import LEAST_TRANSACTIONS, MOST_COUNTED, DecidedHits, PartitionCaps, RuleBreaker
+from pipeline.decision.rule_caps import MOST_COUNTED, PartitionCaps
 from pipeline.decision.rules import RuleSet
 from pipeline.kafka.session.attempts import Mark, read_mark, write_mark
 from schemas.times import US_PER_HOUR
 from tests.helpers.champion import rule
 
-START = datetime(2026, 1, 1, tzinfo=UTC)
 RULES = RuleSet(
     [
         rule("few", "amount > 0", max_alerts_per_hour=3),
@@ -66,11 +63,11 @@ def test_a_partition_stops_rules_alike_however_its_log_is_cut_and_restored(seed:
         if random.random() < 0.3:
             caps.rollback()
             continue
-        mark = read_mark(write_mark(Mark("a/b/1", counters=caps.counters)).decode())
+        mark = read_mark(write_mark(Mark("a/b/1", state=caps.state)).decode())
         caps.commit()
         if random.random() < 0.3:
             assert mark is not None
-            caps = PartitionCaps(mark.counters)
+            caps = PartitionCaps(mark.state)
         found += bounded.tolist()
         at = end
 
@@ -93,48 +90,8 @@ def test_counts_of_any_number_of_rules_fit_beside_an_offset() -> None:
     caps, hits = PartitionCaps(), np.empty(300, np.object_)
     hits[:] = [tuple(range(number, 300)) for number in range(300)]
     caps.bounded(rules, hits, np.zeros(300, np.bool_), np.full(300, 500_000 * US_PER_HOUR))
-    assert len([key for key in caps.counters if len(key) == 8]) == MOST_COUNTED
-    counters = {key: 10**9 + value for key, value in caps.counters.items()}
-    assert len(write_mark(Mark("a-worker-with-a-rather-long-name/" + "f" * 32 + "/123456", counters=counters))) < 4_096
-
-
-def decisions(count: int, code: str = "few", hour: int = 5, minute: int = 0, by_rule: bool = True) -> list[DecidedHits]:
-    return [DecidedHits(hour, [code], by_rule, START + timedelta(minutes=minute))] * count
-
-
-def test_the_breaker_trips_a_rule_by_an_hour_of_all_partitions_and_anew_behind_an_activation() -> None:
-    breaker = RuleBreaker()
-    breaker.add(decisions(9))
-    assert breaker.trips(RULES) == [], "whose activation is not known is not counted"
-    breaker.activated("few", START)
-    breaker.add(decisions(2, minute=-1))
-    breaker.add(decisions(3))
-    breaker.add(decisions(3, hour=6))
-    breaker.add(decisions(5, hour=6, by_rule=False))
-    assert breaker.trips(RULES) == []
-    breaker.add(decisions(1))
-    (trip,) = breaker.trips(RULES)
-    assert (trip.rule.code, trip.figures["alerts"], trip.figures["event_hour"]) == ("few", 4, 5)
-    assert trip.reason == "it raised 4 alerts in an hour of event time, of 3 at most"
-
-    breaker.activated("few", START + timedelta(minutes=5))
-    breaker.add(decisions(9, minute=4))
-    breaker.add(decisions(3, minute=5))
-    assert breaker.trips(RULES) == []
-    breaker.add(decisions(1, minute=5))
-    assert [trip.rule.code for trip in breaker.trips(RULES)] == ["few"]
-    stopped = RULES.with_rules(msgspec.structs.replace(RULES.evaluated[0], state="stopped"))
-    assert breaker.trips(stopped) == []
-
-
-def test_a_share_of_the_hours_transactions_is_a_cap_for_tags_too() -> None:
-    rules = RuleSet([rule("tag", "amount > 0", action="tag", max_hit_rate=0.1)])
-    breaker = RuleBreaker()
-    breaker.activated("tag", START)
-    breaker.add([*decisions(99, "tag", by_rule=False), *decisions(LEAST_TRANSACTIONS - 100, "other")])
-    assert breaker.trips(rules) == []
-    breaker.add(decisions(2, "tag", by_rule=False))
-    (trip,) = breaker.trips(rules)
-    assert trip.reason == "it hit 101 of an hour's 1,001 transactions, of 10.00% at most"
-    breaker.add(decisions(1, "tag", hour=5 + 200))
-    assert trip.figures["transactions"] == 1_001
+    clock, hour, alerts = caps.state
+    assert len(alerts) == MOST_COUNTED
+    assert max(alerts.values()) == 300, "those with most alerts"
+    state = [{**clock, "ahead": [10**15] * 2}, hour, dict.fromkeys(alerts, 10**9)]
+    assert len(write_mark(Mark("a-worker-with-a-rather-long-name/" + "f" * 32 + "/123456", state=state))) < 4_096
