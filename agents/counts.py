@@ -23,6 +23,7 @@ COUNTED: Final = {
     "rerouted": "rerouted",
     "active_hit": "rule_hits",
     "shadow_hit": "shadow_rule_hits",
+    "capped_hit": "capped_rule_hits",
 }
 """Counters by the kind of `pipeline.engine.records.results.Result.counts`; the detail is their label."""
 COUNTED_BY_AGENT: Final = {"label": "labels", "dead_letter": "dead_letters", "quarantined": "quarantined"}

@@ -36,6 +36,8 @@ CONSOLE: Final = "console-"
 """Prefix of the transactional ids of consoles."""
 REPROCESSED: Final = "reprocess-"
 """Prefix of the topics that an operator may decide history into, and of the transactional ids for it."""
+WEBHOOK: Final = "webhook"
+"""Group of `fraud-pipeline webhook`."""
 DEMO: Final = "demo-"
 """Prefix of everything that `fraud-pipeline run` makes on a cluster where no prefix is set."""
 
@@ -63,6 +65,7 @@ def roles(settings: Settings) -> dict[str, list[Grant]]:
         "operator": _operator(settings),
         "resender": _resender(settings),
         "replayer": _replayer(settings),
+        "webhook": _webhook(settings),
         "demo": _demo(),
     }
 
@@ -173,6 +176,16 @@ def _replayer(settings: Settings) -> list[Grant]:
         *(_grant(settings, name, WRITE, DESCRIBE_CONFIGS) for name in (TRANSACTIONS.name, *settings.label_topics)),
         _grant(settings, ALERTS.name, READ),
         _grant(settings, CARD.name, DESCRIBE, resource=GROUP),
+        _READS,
+    ]
+
+
+def _webhook(settings: Settings) -> list[Grant]:
+    """Tell an URL of new cases and stopped rules."""
+    return [
+        *(_grant(settings, topic.name, READ) for topic in (ALERTS, CONTROL)),
+        _grant(settings, DEAD_LETTERS.name, WRITE),
+        _grant(settings, WEBHOOK, READ, resource=GROUP),
         _READS,
     ]
 

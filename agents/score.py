@@ -2,8 +2,10 @@
 
 from collections.abc import Sequence
 from datetime import datetime
+from typing import Any
 
 from agents.partitions import Environment, KernelPartitions, StateLocation, by_partition
+from pipeline.decision.rule_caps import PartitionCaps
 from pipeline.engine.encoding.blocks import KernelChanged, KernelMismatch, parse_block
 from pipeline.engine.partition_state.state import LoadedState
 from pipeline.engine.records.results import Result
@@ -44,6 +46,14 @@ class ScorePartitions(KernelPartitions[ScorePartition]):
         """Let committed records enter the state; nothing is decided again."""
         del config  # What the state holds depends on no setting.
         state.replay(records)
+
+    def state_beside(self, partition: int) -> Any:
+        """Return what the caps on rules have counted in a partition."""
+        return self._held[partition].caps.state
+
+    def load_beside(self, partition: int, state: Any) -> None:
+        """Go on counting from what is committed."""
+        self._held[partition].caps = PartitionCaps(state)
 
     def ready(self) -> bool:
         """Take in new versions, between two batches; False while there is no champion."""

@@ -27,7 +27,10 @@ NAVIGATION = {
             ),
             *("replay", "backtest", "backtest-report", "export"),
         ),
-        "Operate": ("deployment", "security", "operating", "sizing", "snapshots", "protection", "broker", "chaos"),
+        "Operate": (
+            *("deployment", "security", "operating", "webhook", "sizing", "snapshots", "protection", "broker"),
+            "chaos",
+        ),
         "Understand": ("architecture", "models", "features", "invariants", "evaluation", "quality", "benchmarks"),
         "Reference": ("settings", "metrics", "command-options"),
         "Project": ("../README", "../CONTRIBUTING", "decisions/README", "releasing", "../CHANGELOG"),

@@ -22,6 +22,7 @@ COMMANDS: Final = {
         ("audit", "Say how many frauds nobody reports, and which share alerts find."),
         ("backtest", "Decide history again, by any models."),
         ("backtest-example", "Backtest two models on simulated history."),
+        ("breaker", "Stop rules that exceed their caps."),
         ("broker", "Run the embedded Kafka broker in the foreground."),
         ("console", "Serve the analysts' console in a browser; manage its accounts."),
         ("compile", "Compile the kernels, for an image."),
@@ -45,6 +46,7 @@ COMMANDS: Final = {
         ("tokenise", "Write a topic's messages to the pipeline, with tokens for card numbers."),
         ("topics", "Create the topics, or check them."),
         ("train", "Train, calibrate and register a LightGBM version."),
+        ("webhook", "Tell an URL of new cases and stopped rules."),
         ("worker", "Run agents."),
     )
 }

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Final
 
 import click
+from msgspec.structs import replace
 
 from pipeline.commands.shared_options import Cluster, bootstrap_option, change_options, cluster
 from pipeline.decision.rules import FILE_SUFFIX, Rule, RuleSet, condition_of
@@ -12,7 +13,8 @@ from pipeline.expressions.trees import lines_of
 from pipeline.models.changes import ChangeAuthor
 from pipeline.models.rule_changes import RuleChange, RuleChanges, applied, differences, no_rule
 from pipeline.observability.terminal import printable
-from pipeline.settings.rule_files import RuleFile, RuleFileError, missing_lines, read_directory, read_rule
+from pipeline.settings import Settings
+from pipeline.settings.rule_files import CAPS, RuleFile, RuleFileError, missing_lines, read_directory, read_rule
 from schemas.times import utc_text
 
 _HEADER: Final = ("owner", "reason", "severity", "action")
@@ -108,7 +110,7 @@ def publish(rule: str, change: ChangeAuthor, at: Cluster) -> None:
 @_rule
 @change_options
 def activate(rule: str, change: ChangeAuthor, at: Cluster) -> None:
-    """Make RULE, a code in shadow, active, in place of the version that was.
+    """Make RULE, a code in shadow, active, in place of the version that was; or one that was stopped.
 
     With FRAUD_PIPELINE_SECOND_APPROVAL set, somebody else than who has put it in shadow.
     """
@@ -135,11 +137,17 @@ def _now_active(rules: RuleSet) -> None:
 
 
 def _usable(files: Iterable[RuleFile]) -> list[Rule]:
-    """Return the rules of files; raises `RuleFileError` where one reads what nobody has declared."""
-    files = list(files)
+    """Return the rules of files, with the settings' caps; raises `RuleFileError` for one that cannot be used."""
+    files, settings = list(files), Settings()
     if missing := sorted({name for file in files for name in file.missing}):
         raise RuleFileError(f"{', '.join(missing)} must be declared first: see `fraud-pipeline rules check`")
-    return [file.rule for file in files]
+    caps = settings.rule_max_alerts_per_hour, settings.rule_max_hit_rate
+    return [
+        replace(
+            rule, max_alerts_per_hour=rule.max_alerts_per_hour or caps[0], max_hit_rate=rule.max_hit_rate or caps[1]
+        )
+        for rule in (file.rule for file in files)
+    ]
 
 
 def _show_difference(rules: RuleSet, files: list[Rule]) -> bool:
@@ -168,5 +176,6 @@ def _change_lines(rules: RuleSet, change: RuleChange) -> Iterator[str]:
 
 def _lines(rule: Rule) -> Iterator[str]:
     yield printable(f"{rule.code} ({rule.state})")
-    yield from (printable(f"  {name}: {getattr(rule, name)}") for name in _HEADER)
+    header = {name: getattr(rule, name.replace("-", "_")) for name in (*_HEADER, *CAPS)}
+    yield from (printable(f"  {name}: {value}") for name, value in header.items() if value is not None)
     yield from (printable(f"  {line}") for line in lines_of(condition_of(rule)))

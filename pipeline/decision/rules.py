@@ -50,12 +50,12 @@ COLUMNS: Final = {name: column for column, name in enumerate(FEATURES)} | {
 
 Severity = Literal["low", "medium", "high", "critical"]
 Action = Literal["alert", "tag"]
-State = Literal["draft", "shadow", "active"]
+State = Literal["draft", "shadow", "active", "stopped"]
 _SEVERITIES: Final = get_args(Severity)
 _SIGNS: Final = {"==": "=", "!=": "<>"}
 
 
-class Rule(msgspec.Struct, frozen=True, kw_only=True):
+class Rule(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """A version of a rule: a condition, and what follows where it is true."""
 
     code: str
@@ -67,14 +67,24 @@ class Rule(msgspec.Struct, frozen=True, kw_only=True):
     action: Action
     """``tag``: the decision names the rule, and there is no alert."""
     state: State
-    """``draft``: not evaluated. ``shadow``: counted and named by decisions. ``active``: acts."""
+    """``draft``: not evaluated. ``shadow``: counted and named by decisions. ``active``: acts. ``stopped``: was active,
+    and is in shadow since it exceeded a cap."""
     tree: dict[str, Any]
     """The condition, as `pipeline.expressions.trees.Condition.data` returns it."""
+    max_alerts_per_hour: int | None = None
+    """Cap on the alerts that it alone raises in an hour of event time; None: there is none."""
+    max_hit_rate: float | None = None
+    """Cap on the share of an hour's transactions that it hits."""
 
     @property
     def is_active(self) -> bool:
         """True if it acts."""
         return self.state == "active"
+
+    @property
+    def is_current(self) -> bool:
+        """True for the version that acts, or has acted until it was stopped; False for one on its way."""
+        return self.state in ("active", "stopped")
 
     @property
     def expression(self) -> str:
@@ -84,7 +94,8 @@ class Rule(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def meaning(self) -> tuple[Any, ...]:
         """All but its state: equal for versions that say the same."""
-        return self.code, self.owner, self.reason, self.severity, self.action, self.tree
+        caps = self.max_alerts_per_hour, self.max_hit_rate
+        return self.code, self.owner, self.reason, self.severity, self.action, self.tree, caps
 
 
 class PolicyRule(msgspec.Struct, frozen=True, kw_only=True):
@@ -135,7 +146,7 @@ class RuleSet:
     """The rules of a cluster.
 
     Args:
-        rules: At most `MOST_RULES`; of one code at most one that is active, and one that is not.
+        rules: At most `MOST_RULES`; of one code at most one that is current, and one that is not.
 
     Raises:
         ModelError: A rule cannot be used.
@@ -181,17 +192,17 @@ class RuleSet:
 
     def with_rules(self, *rules: Rule) -> "RuleSet":
         """Return a set with some rules, in place of those of their codes that act, or do not act, as they do."""
-        taken = {(rule.code, rule.is_active) for rule in rules}
-        return RuleSet([*(rule for rule in self.rules if (rule.code, rule.is_active) not in taken), *rules])
+        taken = {(rule.code, rule.is_current) for rule in rules}
+        return RuleSet([*(rule for rule in self.rules if (rule.code, rule.is_current) not in taken), *rules])
 
     def without(self, code: str, *, active: bool = True, candidate: bool = True) -> "RuleSet":
-        """Return a set without the active version of a rule, or its candidate, or both."""
+        """Return a set without the current version of a rule, or its candidate, or both."""
         drops = {True: active, False: candidate}
-        return RuleSet(rule for rule in self.rules if rule.code != code or not drops[rule.is_active])
+        return RuleSet(rule for rule in self.rules if rule.code != code or not drops[rule.is_current])
 
     def find(self, code: str, *, active: bool) -> Rule | None:
-        """Return the active version of a rule, or its candidate."""
-        return next((rule for rule in self.rules if (rule.code, rule.is_active) == (code, active)), None)
+        """Return the current version of a rule, active or stopped, or its candidate."""
+        return next((rule for rule in self.rules if (rule.code, rule.is_current) == (code, active)), None)
 
     def hits(self, read: Read, n: int) -> NDArray[np.object_]:
         """Return the numbers of the rules in ``evaluated`` that hit each of n rows, ascending; see `RuleProgram`."""
@@ -209,9 +220,21 @@ class RuleSet:
 
     def named(self, numbers: tuple[int, ...]) -> tuple[list[str], list[str]]:
         """Return the codes of hits, at most `MOST_HITS`: those of active rules, and those of rules in shadow."""
-        codes = [self.evaluated[number].code for number in numbers[:MOST_HITS]]
+        codes = [self.code(number) for number in numbers[:MOST_HITS]]
         active = sum(number < self.active for number in numbers[:MOST_HITS])
         return codes[:active], codes[active:]
+
+    def code(self, number: int) -> str:
+        """Return the code of a hit."""
+        return self.evaluated[number % len(self.evaluated)].code
+
+    def capped(self, numbers: tuple[int, ...], stopped: Iterable[int]) -> tuple[int, ...]:
+        """Return hits of which some raise nothing, as if their rules were in shadow.
+
+        The number of such a hit is higher by that of all rules, so that it follows all others.
+        """
+        stopped = set(stopped)
+        return tuple(sorted(number + len(self.evaluated) * (number in stopped) for number in numbers))
 
 
 def no_hits(n: int) -> NDArray[np.object_]:
@@ -224,7 +247,7 @@ def no_hits(n: int) -> NDArray[np.object_]:
 @lru_cache(8)
 def joined(rules: RuleSet, olds: tuple[PolicyRule, ...]) -> RuleSet:
     """Return a set that evaluates rules of a policy too, but for those of a code that it has itself."""
-    own = {rule.code for rule in rules.rules if rule.is_active}
+    own = {rule.code for rule in rules.rules if rule.is_current}
     both = RuleSet.from_payload(rules.payload)
     both._rank([*rules.rules, *(rule for rule in adopted(olds, "policy") if rule.code not in own)])
     return both
@@ -268,9 +291,11 @@ def _check(rules: tuple[Rule, ...]) -> None:
                 raise ModelError(f"rule {rule.code!r} needs its {name}, in at most {LONGEST_SENTENCE:,} characters")
             if CONTROL.search(text):
                 raise ModelError(f"the {name} of rule {rule.code!r} has a control character: write it on one line")
-        if (rule.code, rule.is_active) in seen:
+        if (rule.code, rule.is_current) in seen:
             raise ModelError(f"two rules have the code {rule.code!r}; give one of them another")
-        seen.add((rule.code, rule.is_active))
+        seen.add((rule.code, rule.is_current))
+        if (rule.max_alerts_per_hour or 1) < 1 or not 0 < (rule.max_hit_rate or 1) <= 1:
+            raise ModelError(f"rule {rule.code!r}: a cap is at least 1 alert an hour, or a hit rate of at most 1")
         condition_of(rule)
 
 

@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Final
 
+from pipeline.decision.rules import RULES
 from pipeline.engine.scores.active_models import ActiveModels, ModelSet
 from pipeline.kafka.readers.follower import TopicFollower
 from pipeline.kafka.records.internal import TrustedRecords
@@ -174,6 +175,11 @@ class ModelSubscriber:
                 logging.DEBUG if name == RIVER else logging.INFO, "%s version %s is active (was %s)", name, new, old
             )
             self._metrics.count("model_changes", name)
+            if name == RULES:
+                self._metrics.forget("rule_stopped")
+                for rule in after.rules.rules:
+                    if rule.is_current:
+                        self._metrics.show("rule_stopped", rule.state == "stopped", rule.code)
             if name == LIGHTGBM:
                 found = [warning_of_share(after.lightgbm, *self._in_time)]
                 if self._reported is not None:

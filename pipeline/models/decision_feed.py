@@ -43,6 +43,9 @@ class DecisionFields(msgspec.Struct, frozen=True, gc=False):
     action: str
     versions: Versions
     case_id: str
+    decided_at: datetime
+    selection: str | None = None
+    rule_hits: list[str] = []
 
 
 decode_decided: Final = msgspec.json.Decoder(DecisionFields).decode

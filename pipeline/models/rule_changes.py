@@ -12,10 +12,19 @@ from pipeline.models.changes import ChangeAuthor, refuse_proposer
 from pipeline.models.library import PublishedVersions
 from pipeline.models.publish import ControlWriter, ModelChange, VersionToPublish
 from pipeline.models.published_files import PublishedFiles
+from pipeline.models.version_history import BREAKER
 from pipeline.scoring.errors import ModelError
 from pipeline.settings import Settings
 from schemas.messages import Activation
 from schemas.toml_files import suggestion
+
+
+class Trip(NamedTuple):
+    """An active rule that has exceeded a cap."""
+
+    rule: Rule
+    reason: str
+    figures: dict[str, Any]
 
 
 class RuleChange(NamedTuple):
@@ -36,7 +45,7 @@ def differences(before: RuleSet, after: RuleSet) -> list[RuleChange]:
         new = [rule for rule in after.rules if rule.code == code and rule not in before.rules]
         for rule in new:
             same = next((each for each in old if each.meaning == rule.meaning), None)
-            replaced = same or next((each for each in old if each.is_active == rule.is_active), None)
+            replaced = same or next((each for each in old if each.is_current == rule.is_current), None)
             if replaced is not None:
                 old.remove(replaced)
             found.append(RuleChange(code, replaced, rule))
@@ -119,7 +128,10 @@ class RuleChanges:
         return self._write(self.rules.with_rules(replace(found, state="shadow")), author)
 
     def activate(self, code: str, author: ChangeAuthor) -> RuleSet:
-        """Make a rule in shadow active, in place of the version that was."""
+        """Make a rule in shadow active, in place of the version that was; without one, a stopped rule again."""
+        candidate, current = (self.rules.find(code, active=is_current) for is_current in (False, True))
+        if current is not None and current.state == "stopped" and (candidate is None or candidate.state != "shadow"):
+            return self._write(self.rules.with_rules(replace(current, state="active")), author)
         found = self._candidate(code, "shadow")
         if self._settings.second_approval:
             published = [event for event, change in self.history(code) if change["after"] == "shadow"]
@@ -132,6 +144,13 @@ class RuleChanges:
             raise ModelError(no_rule(code, self.rules))
         return self._write(self.rules.without(code), author)
 
+    def stop(self, trips: Sequence[Trip]) -> RuleSet:
+        """Put active rules that have exceeded a cap in shadow; whatever else the set lacks does not hinder it."""
+        stopped = self.rules.with_rules(*(replace(trip.rule, state="stopped") for trip in trips))
+        reason = "; ".join(f"{trip.rule.code}: {trip.reason}" for trip in trips)
+        figures = {"trips": [{"code": trip.rule.code, **trip.figures} for trip in trips]}
+        return self._write(stopped, ChangeAuthor(BREAKER, reason), figures=figures, checked=False)
+
     def adopt(self, author: ChangeAuthor) -> RuleSet:
         """Move the rules of the active policy to the set, where they stay active, and make a policy without active.
 
@@ -140,7 +159,7 @@ class RuleChanges:
         policy = self._published.model_set.policy
         if policy is None or not policy.old_rules:
             raise ModelError("the active policy has no rules of its own: there is nothing to adopt")
-        own = {rule.code for rule in self.rules.rules if rule.is_active}
+        own = {rule.code for rule in self.rules.rules if rule.is_current}
         moved = [rule for rule in adopted(policy.old_rules, author.by) if rule.code not in own]
         after = RuleSet([*self.rules.rules, *moved])
         return self._write(after, author, VersionToPublish.from_models(policy.replace(old_rules=())))
@@ -157,18 +176,21 @@ class RuleChanges:
             )
         return found
 
-    def _write(self, after: RuleSet, author: ChangeAuthor, others: Sequence[VersionToPublish] = ()) -> RuleSet:
+    def _write(
+        self,
+        after: RuleSet,
+        author: ChangeAuthor,
+        others: Sequence[VersionToPublish] = (),
+        *,
+        figures: dict[str, Any] | None = None,
+        checked: bool = True,
+    ) -> RuleSet:
         """Write a set that differs from the active one, and its activation."""
         if not (changes := differences(self.rules, after)) and not others:
             raise ModelError("the active set says this already: nothing is to be changed")
-        self._refuse_unreadable(after)
-        policy = self._published.model_set.policy
-        olds = policy.old_rules if policy is not None and not others else ()
-        of_policy = {rule.code for rule in adopted(olds, author.by)}
-        if twice := sorted(of_policy & {rule.code for rule in after.rules}):
-            raise ModelError(
-                f"the active policy has a rule {twice[0]!r} of its own: run `fraud-pipeline rules adopt` first"
-            )
+        if checked:
+            self._refuse_unreadable(after)
+            self._refuse_twice(after, adopts=bool(others))
         step = ModelChange(
             RULES,
             author.by,
@@ -179,11 +201,21 @@ class RuleChanges:
                     {"code": code, "before": old and old.state, "after": new.state if new else "retired"}
                     for code, old, new in changes
                 ],
+                **(figures or {}),
             },
         )
         contents = [*VersionToPublish.from_models(after), *others]
         self._writer.activate(self._writer.contents(contents), step)
         return after
+
+    def _refuse_twice(self, after: RuleSet, *, adopts: bool) -> None:
+        policy = self._published.model_set.policy
+        olds = policy.old_rules if policy is not None and not adopts else ()
+        of_policy = {rule.code for rule in adopted(olds, "policy")}
+        if twice := sorted(of_policy & {rule.code for rule in after.rules}):
+            raise ModelError(
+                f"the active policy has a rule {twice[0]!r} of its own: run `fraud-pipeline rules adopt` first"
+            )
 
     def _refuse_unreadable(self, after: RuleSet) -> None:
         """Refuse a set that reads what is not declared on the cluster, or does not reach the workers."""
@@ -203,7 +235,7 @@ class RuleChanges:
 
 
 def _named(state: State) -> str:
-    return {"draft": "a draft", "shadow": "in shadow", "active": "active"}[state]
+    return {"draft": "a draft", "shadow": "in shadow", "active": "active", "stopped": "stopped"}[state]
 
 
 def no_rule(code: str, rules: RuleSet) -> str:

@@ -17,6 +17,7 @@ BUNDLED: Final = ("lightgbm", "policy")
 """Names of the versions that make a bundle."""
 
 PACE: Final = "pace"
+BREAKER: Final = "breaker"
 ROLLBACK: Final = "rollback"
 PROMOTE: Final = "promote"
 PUBLISH: Final = "publish"
@@ -31,7 +32,7 @@ CHAIN_DAYS: Final = 28
 ACCEPTED: Final = "accepted"
 """Outcome of a comparison that the proposed version has won."""
 
-AUTOMATIC: Final = frozenset({"pace", "pacing", "renew", RETRAIN})
+AUTOMATIC: Final = frozenset({"pace", "pacing", "renew", RETRAIN, BREAKER})
 """Programs that activate versions by themselves, as `Activation.by` names them, with or without `PROGRAM`. Any other
 name approves a version: a person's, ``train`` and, in older records, none."""
 PROGRAM: Final = "fraud-pipeline "

@@ -51,6 +51,10 @@ WORKER_METRICS: Final[Mapping[str, MetricDeclaration]] = {
     ),
     "rule_hits": _counter("rule", "Hits of active rules, by the rule's code: those that alert, and those that tag."),
     "shadow_rule_hits": _counter("rule", "Hits of rules in shadow, by the rule's code; they raise nothing."),
+    "capped_rule_hits": _counter(
+        "rule", "Hits of active rules that raise nothing, since their partition has reached the rule's cap of the hour."
+    ),
+    "rule_stopped": _gauge("rule", "1 for a rule that the breaker has stopped, 0 for an active one."),
     "dead_letters": _counter(
         "stage code", "Records written to `dead-letters`, by the stage that refused them and the class of error."
     ),
@@ -216,3 +220,14 @@ DRIFT_METRICS: Final[Mapping[str, MetricDeclaration]] = {
     ),
 }
 """Metrics of ``fraud-pipeline drift --follow``."""
+
+WEBHOOK_METRICS: Final[Mapping[str, MetricDeclaration]] = {
+    "webhook_events": _counter(
+        "outcome",
+        "Events that were `delivered`, tries that `failed` and are repeated, and events that were `skipped`: the "
+        "receiver has refused them for good, and each is a dead letter.",
+        "delivered failed skipped",
+    ),
+    "webhook_waiting_seconds": _gauge("", "Age of the event that is sent again and again; 0 while all are delivered."),
+}
+"""Metrics of ``fraud-pipeline webhook``."""

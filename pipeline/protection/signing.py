@@ -187,7 +187,7 @@ def secret_of(path: Path) -> bytes:
     Raises:
         KeyFileError: The file cannot be used, or is too short to be a key.
     """
-    content = _private_bytes(path).strip()
+    content = private_bytes(path).strip()
     if len(content) < _LEAST_KEY_BYTES:
         raise KeyFileError(
             f"{path} holds {len(content)} bytes, too few for a key: write one with `openssl rand -hex 32`"
@@ -206,7 +206,7 @@ def _private_key(path: Path) -> "Ed25519PrivateKey":
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
     from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
-    content = _private_bytes(path)
+    content = private_bytes(path)
     try:
         key = load_pem_private_key(content, password=None)
     except (ValueError, TypeError, UnsupportedAlgorithm):
@@ -235,7 +235,7 @@ def _public_key(path: Path) -> "Ed25519PublicKey":
     return key
 
 
-def _private_bytes(path: Path) -> bytes:
+def private_bytes(path: Path) -> bytes:
     """Read a file that others may not read: of its owner alone, or of a group that an orchestrator gives it to."""
     content = _read(path)
     status = path.stat()

@@ -47,6 +47,17 @@ class DecisionSettings(BaseModel):
         description="Decisions that bear their features: alerts and audits (`selected`), or `all`; those of every "
         "decision are on `features` in any case.",
     )
+    rule_max_alerts_per_hour: int = Field(
+        default=100,
+        ge=1,
+        description="Cap on the alerts that a rule raises in an hour of event time, for files of rules that name none.",
+    )
+    rule_max_hit_rate: float = Field(
+        default=0.05,
+        gt=0,
+        le=1,
+        description="Cap on the share of an hour's transactions that a rule hits, for files of rules that name none.",
+    )
     audit_keys: dict[str, str] = Field(
         default_factory=dict,
         repr=False,

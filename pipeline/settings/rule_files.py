@@ -21,7 +21,9 @@ from pipeline.features.declaration import (
 from pipeline.scoring.errors import ModelError
 from schemas.toml_files import MAX_BYTES, shown, suggestion
 
-_KEYS: Final = ("code", "owner", "reason", "severity", "action")
+CAPS: Final[dict[str, type]] = {"max-alerts-per-hour": int, "max-hit-rate": float}
+"""Lines of a header that limit a rule, with the kinds of their numbers; `Rule` has them with underscores."""
+_KEYS: Final = ("code", "owner", "reason", "severity", "action", *CAPS)
 _CHOICES: Final = {"severity": get_args(Severity), "action": get_args(Action)}
 _DEFAULTS: Final = {"severity": "medium", "action": "alert"}
 _UNDECLARED: Final = {name: ValueKind.NUMBER for name in BUILT_IN if name not in FIELDS}
@@ -136,7 +138,7 @@ def _table_of(name: str) -> DeclaredFeature | None:
 
 def _header(path: Path, text: str) -> tuple[dict[str, Any], int]:
     """Return what the header says, and where the condition begins."""
-    found: dict[str, str] = {}
+    found: dict[str, Any] = {}
     at = 0
     for number, read in enumerate(text.split("\n"), 1):
         line = read.strip()
@@ -151,13 +153,26 @@ def _header(path: Path, text: str) -> tuple[dict[str, Any], int]:
             raise RuleFileError(f"{where}: write -- and one of {', '.join(_KEYS)}, a colon and its text")
         if key not in _KEYS:
             raise RuleFileError(f"{where}: there is no {shown(key)}; {suggestion(key, _KEYS)}")
-        if key in found or not value:
+        if key.replace("-", "_") in found or not value:
             raise RuleFileError(f"{where}: give {key} once, with a text")
         if CONTROL.search(value):
             raise RuleFileError(f"{where}: {key} has a control character; write it on one line")
         if key in _CHOICES and value not in _CHOICES[key]:
             raise RuleFileError(f"{where}: {key} cannot be {shown(value)}; {suggestion(value, _CHOICES[key])}")
+        if key in CAPS:
+            key, value = key.replace("-", "_"), _cap(where, key, value)
         found[key] = value
-    if lacks := [key for key in _KEYS if key not in found and key not in _DEFAULTS]:
+    if lacks := [key for key in _KEYS if key not in found and key not in (*_DEFAULTS, *CAPS)]:
         raise RuleFileError(f"{path}: the header lacks {', '.join(lacks)}; write -- {lacks[0]}: and its text above")
     return {**_DEFAULTS, **found}, at
+
+
+def _cap(where: str, key: str, value: str) -> Any:
+    try:
+        number = CAPS[key](value)
+        if 0 < number <= (1 if CAPS[key] is float else 1e9):
+            return number
+    except ValueError:
+        pass
+    what = "a whole number above 0" if CAPS[key] is int else "a number above 0 and up to 1"
+    raise RuleFileError(f"{where}: {key} is {what}, not {shown(value)}")

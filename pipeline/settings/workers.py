@@ -70,6 +70,16 @@ class WorkerSettings(BaseModel):
     metrics_port: int = Field(
         default=9464, ge=0, le=65535, description="Port of the metrics endpoint; 0 for any free one."
     )
+    webhook_url: str = Field(
+        default="",
+        pattern=r"^(https?://\S+)?$",
+        repr=False,
+        description="Address that `fraud-pipeline webhook` sends new cases and stopped rules to.",
+    )
+    webhook_secret_file: Path | None = Field(
+        default=None,
+        description="Secret that signs them (`whsec_` and base64); its owner alone may read it.",
+    )
     liveness_timeout_s: float = Field(
         default=300.0,
         gt=0,

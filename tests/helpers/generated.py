@@ -26,7 +26,13 @@ from pipeline.features.aggregates import AGGREGATES, Aggregate
 from pipeline.features.built_in import BUILT_IN_CARD, BUILT_IN_MERCHANT, Feature
 from pipeline.features.declaration import packaged_declaration
 from pipeline.features.feature_set import TRAINED, FeatureSet
-from pipeline.observability.metric_declarations import DRIFT_METRICS, PREFIX, WORKER_METRICS, MetricDeclaration
+from pipeline.observability.metric_declarations import (
+    DRIFT_METRICS,
+    PREFIX,
+    WEBHOOK_METRICS,
+    WORKER_METRICS,
+    MetricDeclaration,
+)
 from pipeline.observability.metrics import WorkerMetrics
 from pipeline.settings import SECTIONS, Settings
 from pipeline.settings.features_file import read_features_file
@@ -118,6 +124,11 @@ def metrics_table() -> str:
 def drift_metrics_table() -> str:
     """Every metric of ``fraud-pipeline drift``."""
     return _metrics_table(DRIFT_METRICS)
+
+
+def webhook_metrics_table() -> str:
+    """Every metric of ``fraud-pipeline webhook``."""
+    return _metrics_table(WEBHOOK_METRICS)
 
 
 def process_metrics_table() -> str:
@@ -331,6 +342,7 @@ PARTS: Final[Mapping[str, Mapping[str, Callable[[], str]]]] = {
     "docs/metrics.md": {
         "metrics": metrics_table,
         "drift-metrics": drift_metrics_table,
+        "webhook-metrics": webhook_metrics_table,
         "process-metrics": process_metrics_table,
     },
     "docs/settings.md": {"settings": settings_table},

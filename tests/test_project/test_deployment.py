@@ -13,7 +13,7 @@ import yaml
 from packaging.requirements import Requirement
 from packaging.version import Version
 
-from pipeline.observability.metric_declarations import DRIFT_METRICS, WORKER_METRICS
+from pipeline.observability.metric_declarations import DRIFT_METRICS, WEBHOOK_METRICS, WORKER_METRICS
 from pipeline.settings import Settings
 from tests.helpers.generated import exported_metrics
 from tests.helpers.tools import tool
@@ -23,7 +23,7 @@ PROMETHEUS = ROOT / "deploy/prometheus"
 DASHBOARD = ROOT / "deploy/grafana/dashboards/fraud-pipeline.json"
 COMPOSE: dict[str, Any] = yaml.safe_load((ROOT / "docker-compose.yml").read_text(encoding="utf-8"))
 SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
-METRICS = exported_metrics({**WORKER_METRICS, **DRIFT_METRICS})
+METRICS = exported_metrics({**WORKER_METRICS, **DRIFT_METRICS, **WEBHOOK_METRICS})
 
 
 def bind_mounts() -> list[str]:

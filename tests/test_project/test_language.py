@@ -10,7 +10,7 @@ import click
 import pytest
 
 from pipeline.cli import main
-from pipeline.observability.metric_declarations import DRIFT_METRICS, WORKER_METRICS
+from pipeline.observability.metric_declarations import DRIFT_METRICS, WEBHOOK_METRICS, WORKER_METRICS
 from pipeline.settings import Settings
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -91,7 +91,7 @@ def help_texts(command: click.Command, name: str) -> Iterator[tuple[str, str]]:
 def test_names_and_texts_for_users_are_in_words_of_the_field() -> None:
     rules = re.findall(r"alert: (\w+)", (ROOT / "deploy/prometheus/rules.yml").read_text(encoding="utf-8"))
     named = [
-        *((name, metric.meaning) for name, metric in {**WORKER_METRICS, **DRIFT_METRICS}.items()),
+        *((name, metric.meaning) for name, metric in {**WORKER_METRICS, **DRIFT_METRICS, **WEBHOOK_METRICS}.items()),
         *((name, field.description or "") for name, field in Settings.model_fields.items()),
         *((re.sub("(?=[A-Z])", " ", rule).lower(), "") for rule in rules),
         *help_texts(main, "fraud-pipeline"),

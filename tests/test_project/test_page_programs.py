@@ -32,6 +32,7 @@ from tests.test_project.test_notebook import PAGES as DOCUMENTS
 
 ELSEWHERE = {
     "README.md": ("tests/integration/test_readme_example.py", {"python", "text"}),
+    "docs/webhook.md": ("tests/integration/test_webhook.py", {"python"}),
     "docs/export.md": ("tests/unit/exports/test_export_features.py", {"python"}),
     "examples/faust-agent.md": ("tests/integration/test_faust_example.py", {"python", "console"}),
     "examples/own-features.md": ("tests/test_project/test_own_features_page.py", {"python", "text"}),

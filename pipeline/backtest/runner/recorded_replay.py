@@ -11,6 +11,7 @@ from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
 from datetime import UTC, datetime
 from decimal import Decimal
+from functools import partial
 from typing import Final, NamedTuple
 
 import msgspec
@@ -23,6 +24,8 @@ from pipeline.backtest.input.merge import Numbering
 from pipeline.backtest.input.span import EARLIEST_US, LATEST_US, Span
 from pipeline.backtest.input.topic_source import TopicSource
 from pipeline.backtest.runner.model_library import ModelLibrary
+from pipeline.decision.rule_caps import Bound
+from pipeline.decision.rules import RuleSet
 from pipeline.engine.cards.card_options import CardOptions
 from pipeline.engine.cards.card_partition import CardPartition
 from pipeline.engine.encoding import row_columns as col
@@ -264,11 +267,18 @@ class RecordedReplay:
             chosen = models if versions is None else self._library.named(versions)
             if chosen is None:
                 continue
-            decisions = self._columns(subjects.take(np.array(rows)), features[rows], chosen, rates)
-            yield Scored(decisions, [positions[row] for row in rows], [found[row] for row in rows])
+            live_ones = [found[row] for row in rows]
+            bound = partial(_bounded_as, live_ones) if versions is not None else None
+            decisions = self._columns(subjects.take(np.array(rows)), features[rows], chosen, rates, bound)
+            yield Scored(decisions, [positions[row] for row in rows], live_ones)
 
     def _columns(
-        self, subjects: Subjects, features: NDArray[np.float64], models: ActiveModels, rates_version: str
+        self,
+        subjects: Subjects,
+        features: NDArray[np.float64],
+        models: ActiveModels,
+        rates_version: str,
+        bound: Bound | None,
     ) -> Decisions:
         numbering, wholes = Numbering(self._options.partitions), subjects.wholes
         names = {
@@ -298,7 +308,7 @@ class RecordedReplay:
             merchant_partition=wholes[col.LOG_PARTITION],
             wait_us=wholes[col.KNOWN_AT_US],
             features=features,
-            **decided(models, features, taken)._asdict(),
+            **decided(models, features, taken, bound)._asdict(),
             case_start_us=np.array(starts_s, np.int64) * US_PER_SECOND,
             case_sequence=wholes[col.CASE_SEQUENCE],
             models=models,
@@ -308,6 +318,19 @@ class RecordedReplay:
             label_outcomes=Counter(),
             rejects=(),
         )
+
+
+def _bounded_as(
+    live: Sequence[LiveDecision | None], rules: RuleSet, hits: NDArray[np.object_], by_score: NDArray[np.bool_]
+) -> NDArray[np.object_]:
+    """Return hits in which rules are stopped as a partition stopped them at their caps: live decisions say so."""
+    del by_score
+    bounded = hits.copy()
+    for row, found in enumerate(live):
+        if found is not None and hits[row] and (shadow := {*found.decision.shadow_hits} - {*found.decision.rule_hits}):
+            stopped = {number for number in hits[row] if number < rules.alerting and rules.code(number) in shadow}
+            bounded[row] = rules.capped(hits[row], stopped)
+    return bounded
 
 
 def _under_own_kernel(message: Profiled) -> Profiled:

@@ -5,8 +5,10 @@ from collections.abc import Iterable, Sequence
 from datetime import datetime
 
 import numpy as np
+from numpy.typing import NDArray
 
-from pipeline.engine.encoding.row_columns import CARD, INGESTED_US
+from pipeline.decision.rules import RuleSet
+from pipeline.engine.encoding.row_columns import CARD, EVENT_US, INGESTED_US
 from pipeline.engine.records.results import Result
 from pipeline.engine.scores.active_models import ActiveModels
 from pipeline.engine.scores.decision_messages import DecisionBatch, DecisionWriter
@@ -20,7 +22,7 @@ from schemas.topics import ALERTS, DECISIONS
 
 
 class Decider:
-    """Holds nothing of a partition: what it decides depends on a transaction's features and on the models alone."""
+    """Holds nothing of a partition: what it decides depends on features, models, and what caps have counted before."""
 
     def __init__(self, base_currency: str, card_partitions: int, *, all_features: bool = False) -> None:
         """Decide nothing yet.
@@ -63,7 +65,15 @@ class Decider:
             is_all = len(taken) == rows.subjects.rows
             features = rows.features if is_all else rows.features[taken]
             subjects = rows.subjects if is_all else rows.subjects.take(taken)
-            batch = DecisionBatch(subjects, features, decided(models, features, subjects), models, now)
+            ends = np.cumsum([len(rows_of_one) for rows_of_one in transactions[1:]])
+            parts_of = list(zip(states, np.split(np.arange(len(taken)), ends[:-1]), strict=True))
+
+            def bound(rules: RuleSet, hits: NDArray[np.object_], by_score: NDArray[np.bool_]) -> NDArray[np.object_]:
+                times_us = subjects.wholes[EVENT_US]
+                each = [state.caps.bounded(rules, hits[at], by_score[at], times_us[at]) for state, at in parts_of]
+                return np.concatenate(each)
+
+            batch = DecisionBatch(subjects, features, decided(models, features, subjects, bound), models, now)
             self._publish(batch, result)
         return result
 
@@ -78,8 +88,10 @@ class Decider:
         rules = batch.models.evaluated_rules
         for numbers, count in Counter(batch.decided.hits.tolist()).items():
             for number in numbers:
-                code = rules.evaluated[number].code
-                if number < rules.active:
+                code = rules.code(number)
+                if number >= len(rules.evaluated):
+                    result.counts["capped_hit", code] += count
+                elif number < rules.active:
                     result.counts["active_hit", code] += count
                 else:
                     result.counts["shadow_hit", code] += count

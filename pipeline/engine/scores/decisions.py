@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from pipeline.decision.policy import BY_AUDIT, BY_RULE, BY_SCORE, Policy
 from pipeline.decision.reasons import explain
+from pipeline.decision.rule_caps import Bound
 from pipeline.decision.rules import COLUMNS, TEXTS, RuleSet, no_hits
 from pipeline.engine.records.columns import Reject, Transactions
 from pipeline.engine.records.subjects import Subjects
@@ -186,18 +187,23 @@ class PolicyResult(NamedTuple):
     hits: NDArray[np.object_]
 
 
-def decided(models: ActiveModels, features: NDArray[np.float64], about: Subjects | Transactions) -> PolicyResult:
+def decided(
+    models: ActiveModels, features: NDArray[np.float64], about: Subjects | Transactions, bound: Bound | None = None
+) -> PolicyResult:
     """Score transactions, evaluate the rules, and let the policy decide.
 
     Args:
         models: What decides.
         features: Shape (n, len(FEATURES)).
         about: The transactions: their identities are read where the policy asks, and their texts where rules do.
+        bound: Stops rules at their caps; None: nothing does.
     """
     logits = log_odds(models, features)
     score = blend(logits, models.policy.model_weights)
     rules = models.evaluated_rules
     hits = rule_hits(rules, features, logits, score, about)
+    if bound is not None:
+        hits = bound(rules, hits, score >= models.policy.threshold)
     return PolicyResult(logits, score, *_selected(models.policy, score, features, about, rules.alerts(hits)), hits)
 
 

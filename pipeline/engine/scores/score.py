@@ -7,6 +7,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.decision.rule_caps import PartitionCaps
 from pipeline.engine.encoding.blocks import TRANSACTION, Input, KernelMismatch, parse_block
 from pipeline.engine.partition_state.layout import LAYOUT, decode_values
 from pipeline.engine.partition_state.state import LoadedState, StateDump, state_digest
@@ -35,6 +36,8 @@ class ScorePartition:
         """Start empty, or from a dump; ``storage`` is where the windows are kept."""
         self._windows = MerchantWindows(storage)
         self._inputs = ReadInputs()
+        self.caps = PartitionCaps()
+        """Counts what is decided, which no replay does: its counters are committed with offsets, not in a dump."""
         if loaded is not None:
             values = decode_values(loaded.values, _DECODER)
             self._windows.load(values.windows, loaded.columns)
@@ -44,11 +47,13 @@ class ScorePartition:
         """The batch is committed."""
         self._windows.commit()
         self._inputs.commit()
+        self.caps.commit()
 
     def rollback(self) -> None:
         """The batch is not committed: take it back."""
         self._windows.rollback()
         self._inputs.rollback()
+        self.caps.rollback()
 
     def dump(self, *, full: bool = False) -> StateDump:
         """Copy the committed state."""

@@ -86,6 +86,8 @@ class Assignment:
         ends = {at: committed[at].offset for at in partitions}
         for number, done in restore_partitions(member, ends, self._handler, restoring):
             self.progress[number] = done.progress
+            marks = [committed[at].mark for at in partitions if at[1] == number]
+            self._handler.load_beside(number, next((mark.state for mark in marks if mark is not None), None))
             self._handler.restored(number, done.records)
             offsets |= done.positions
         self._careful.assigned(committed)

@@ -8,7 +8,7 @@ often enough on one record alone leaves it to be quarantined. ``docs/decisions/0
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Final, NamedTuple
+from typing import Annotated, Any, Final, NamedTuple
 
 import msgspec
 
@@ -39,6 +39,8 @@ class Mark(msgspec.Struct, frozen=True, omit_defaults=True, tag_field="v", tag=1
     released: bool = False
     """The holder gave the partition up in order, behind its last commit."""
     attempt: Attempt | None = None
+    state: Any = None
+    """The part of a partition's state that no replay of its log gives again (`StateHandler.state_beside`)."""
 
 
 class Committed(NamedTuple):

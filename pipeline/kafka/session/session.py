@@ -12,6 +12,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 from typing import Any, Final
 
+import msgspec
 from confluent_kafka import KafkaException, TopicPartition
 
 from pipeline.kafka.cluster.clients import MEMBER_ID, Config, GroupProtocol, consumer_config, late_fetch_config
@@ -258,9 +259,10 @@ class Session:
         self, outputs: Sequence[Output], marks: Mapping[Partition, tuple[int, Mark]], group_metadata: Any
     ) -> None:
         """Write outputs and offsets with their marks; in one transaction under exactly-once."""
-        offsets = [
-            TopicPartition(*partition, offset, write_mark(mark).decode()) for partition, (offset, mark) in marks.items()
-        ]
+        offsets = []
+        for (topic, number), (offset, mark) in marks.items():
+            whole = msgspec.structs.replace(mark, state=self._handler.state_beside(number))
+            offsets.append(TopicPartition(topic, number, offset, write_mark(whole).decode()))
         if self._transactions.exactly_once:
             self._transactions.commit(outputs, offsets, group_metadata)
             return

@@ -48,6 +48,12 @@ class StateHandler(Protocol):
             config: The processing config of the batch; None: it was not recorded, and the active one must do.
         """
 
+    def state_beside(self, partition: int) -> Any:
+        """Return what to commit beside an offset: plain values of 4,000 bytes at most, None for nothing."""
+
+    def load_beside(self, partition: int, state: Any) -> None:
+        """Take what was committed beside the offset up to which a partition was replayed."""
+
     def restored(self, partition: int, records: int) -> None:
         """Note that the replay of ``records`` records is complete."""
 
@@ -83,4 +89,4 @@ class Stateless:
     def _nothing(self, *_: Any, **__: Any) -> None:
         """Do nothing."""
 
-    assigning = replay = restored = forget = commit = rollback = _nothing
+    assigning = replay = state_beside = load_beside = restored = forget = commit = rollback = _nothing

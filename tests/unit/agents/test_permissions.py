@@ -30,7 +30,7 @@ def test_every_topic_has_the_writers_that_its_declaration_names() -> None:
         "labels": {"labeller:labels", "gateway", "analyst", "console", "resender", "replayer"},
         "chargebacks": {"labeller:chargebacks", "gateway", "resender", "replayer"},
         "case-events": {"console"},
-        "dead-letters": {"worker", "gateway"},
+        "dead-letters": {"worker", "gateway", "webhook"},
         "models": {"worker", "operator"},
         "control": {"worker", "operator"},
         "examples": {"worker", "operator"},

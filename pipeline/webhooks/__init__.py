@@ -1,0 +1,1 @@
+"""Webhooks: new cases and stopped rules, sent to an URL."""

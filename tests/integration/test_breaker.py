@@ -1,0 +1,89 @@
+"""Caps on rules with a real broker: partitions stop a rule by themselves, the breaker stops it everywhere."""
+
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from pipeline.models.library import PublishedVersions
+from schemas.messages import Decision
+from tests.helpers.backtest_inputs import backtest_of
+from tests.helpers.logs import after
+from tests.helpers.topics import Cluster, Starter, once
+
+pytestmark = pytest.mark.broker
+
+CAP = 15
+FLOOD = (
+    f"-- code: flood\n-- owner: dana\n-- reason: Everything.\n-- max-alerts-per-hour: {CAP}\n"
+    "-- max-hit-rate: 1\namount > 0\n"
+)
+WHY = ("--reason", "A test.", "--by", "dana")
+BREAKER = ("-m", "pipeline.cli", "breaker")
+
+
+def bought(cluster: Cluster, numbers: range, hour: int) -> None:
+    for number in numbers:
+        at = after(hours=hour, seconds=number)
+        cluster.buy(number, at, card_id=f"c{number % 40}", merchant_id=f"m{number % 25}")
+    cluster.flush()
+
+
+def by_rule(decisions: list[Decision], numbers: range) -> Counter[int]:
+    """Return how many alerts the rule raised in each partition of ``profiled``."""
+    own = [decision for decision in decisions if int(decision.transaction_id[1:]) in numbers]
+    assert len(own) == len(numbers)
+    assert all((decision.rule_hits, decision.shadow_hits) in ((["flood"], []), ([], ["flood"])) for decision in own)
+    return Counter(decision.log.partition for decision in own if decision.selection == "rule")
+
+
+def test_partitions_stop_a_rule_through_a_death_and_the_breaker_stops_it_until_it_is_activated_again(
+    cluster: Cluster, start: Starter, tmp_path: Path
+) -> None:
+    cluster.publish()
+    (tmp_path / "flood.sql").write_text(FLOOD)
+    cluster.command("rules", "publish", str(tmp_path / "flood.sql"), *WHY, code=0)
+    cluster.command("rules", "activate", "flood", *WHY, code=0)
+    first = start(cluster.settings)
+    bought(cluster, range(60), hour=1)
+    first.until(lambda: len(cluster.decisions()) == 60)
+    first.end()
+    second = start(cluster.settings)
+    bought(cluster, range(60, 300), hour=1)
+    second.until(lambda: len(cluster.decisions()) == 300)
+    partitions = {decision.log.partition for decision in cluster.decisions()}
+    assert len(partitions) > 1
+    assert by_rule(cluster.decisions(), range(300)) == dict.fromkeys(partitions, CAP), "the cap outlives a worker"
+
+    breaker = start(cluster.settings, *BREAKER)
+    breaker.until_it_says("rule flood is stopped: it raised")
+    listed = cluster.command("rules", "list", code=0).output
+    assert "flood  stopped  alert" in listed
+    shown = cluster.command("rules", "show", "flood", code=0).output
+    assert "active -> stopped  by breaker: flood: it raised" in shown
+    assert "max-alerts-per-hour: 15" in shown
+    published = PublishedVersions.on(cluster.bootstrap, cluster.settings)
+    stopped = published.model_set.rules.version
+    assert published.history.events[-1].figures["trips"][0]["alerts"] > CAP
+
+    # Two agents of the worker follow the sets.
+    second.until(lambda: second.output.count(f"rules version {stopped} is active") == 2)
+    bought(cluster, range(300, 340), hour=2)
+    second.until(lambda: len(cluster.decisions()) == 340)
+    assert by_rule(cluster.decisions(), range(300, 340)) == {}
+    cluster.command("rules", "activate", "flood", "--reason", "It was meant so.", "--by", "mona", code=0)
+    active = PublishedVersions.on(cluster.bootstrap, cluster.settings).model_set.rules.version
+    second.until(lambda: second.output.count(f"rules version {active} is active (was {stopped})") == 2)
+    bought(cluster, range(340, 350), hour=3)
+    second.until(lambda: len(cluster.decisions()) == 350)
+    assert by_rule(cluster.decisions(), range(340, 350)).total() == 10
+    bought(cluster, range(350, 360), hour=3)
+    breaker.until(lambda: breaker.output.count("rule flood is stopped") == 2)
+    assert breaker.stop() == 0, breaker.output
+    assert second.stop() == 0, second.output
+    assert once(cluster.decisions())
+
+    again = backtest_of(order="recorded", compare_live=True, settings=cluster.settings)
+    again.run()
+    assert again.comparison is not None
+    assert (again.comparison.compared, again.comparison.differences) == (360, [])
