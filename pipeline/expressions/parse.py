@@ -48,6 +48,7 @@ _ARGUMENTS: Final = {
 }
 """Arguments that a node may have. Any other, such as the escape of like, is refused rather than ignored."""
 _NULL: Final = "a comparison with null is never true; write is null or is not null"
+_LIST: Final = "list"
 _PREFIXES: Final = frozenset({"not", "-", "+"})
 _BRACKETS: Final = {"(": 1, "case": 1, ")": -1, "end": -1}
 _BEFORE_VALUE: Final = frozenset({"=", "<>", "!=", "<", "<=", ">", ">=", "+", "-", "*", "/"})
@@ -65,13 +66,14 @@ class _Token(NamedTuple):
     """Leaf of the tree; None for a word or sign."""
 
 
-def parse_expression(text: str, fields: Mapping[str, ValueKind]) -> Condition:
+def parse_expression(text: str, fields: Mapping[str, ValueKind], *, lists: bool = False) -> Condition:
     """Parse a condition in SQL.
 
     Args:
         text: The condition, such as `channel = 'web' and amount > 50`. Keywords and functions may be upper case; names
             of fields are exact.
         fields: ValueKind of each field that may occur, TEXT or NUMBER.
+        lists: Whether lists may occur, such as `country in list('home')`: in rules only.
 
     Returns:
         The checked tree. `text_of` writes it as SQL again.
@@ -85,7 +87,7 @@ def parse_expression(text: str, fields: Mapping[str, ValueKind]) -> Condition:
         raise ExpressionError(error, position=MAX_LENGTH)
     if not text.strip():
         raise ExpressionError("the condition is empty; write one, such as amount > 50", position=0)
-    return _Parser(_tokens(text, fields)).condition(fields)
+    return _Parser(_tokens(text, fields)).condition(fields, lists)
 
 
 def _tokens(text: str, fields: Mapping[str, ValueKind]) -> list[_Token]:
@@ -112,7 +114,15 @@ def _tokens(text: str, fields: Mapping[str, ValueKind]) -> list[_Token]:
             error.position = position
             raise
         leaf = token if isinstance(token, list) else None
+        if [each.sql for each in tokens[-3:]] == ["in", _LIST, "("] and leaf is not None and leaf[0] == "text":
+            # As the one value of a list in brackets, which is what sqlglot knows.
+            del tokens[-2]
+            leaf = ["list", leaf[1]]
         tokens.append(_Token(sign or f'"{len(tokens)}"', position, leaf))
+    if strays := [token for token in tokens if token.sql == _LIST]:
+        raise ExpressionError(
+            f"write {_LIST} behind in, with a name: country in list('home')", None, strays[0].position
+        )
     return tokens
 
 
@@ -133,7 +143,7 @@ def _token(kind: str, token: str, is_call: bool, fields: Mapping[str, ValueKind]
     name = token[1:-1].replace(token[0] * 2, token[0]) if kind in ("text", "quoted") else token
     if kind == "text":
         return ["text", name]
-    if kind == "word" and (name.lower() in KEYWORDS or (is_call and name.lower() in FUNCTIONS)):
+    if kind == "word" and (name.lower() in KEYWORDS or (is_call and name.lower() in (*FUNCTIONS, _LIST))):
         return name.lower()
     if is_call:
         raise ExpressionError(f"there is no function {shown(name)}; {suggestion(name.lower(), FUNCTIONS)}")
@@ -155,14 +165,14 @@ class _Parser:
         self._positions: dict[int, int] = {}
         """Position of the first leaf of each node, by the node's identity."""
 
-    def condition(self, fields: Mapping[str, ValueKind]) -> Condition:
+    def condition(self, fields: Mapping[str, ValueKind], lists: bool) -> Condition:
         import sqlglot
         from sqlglot.errors import ParseError, SqlglotError
 
         tree: list[Any] = []
         try:
             tree = self._node(sqlglot.parse_one(" ".join(token.sql for token in self._tokens), dialect="duckdb"), 0)
-            return check_tree({"grammar": GRAMMAR, "tree": tree}, fields)
+            return check_tree({"grammar": GRAMMAR, "tree": tree}, fields, lists=lists)
         except ParseError as error:
             raise ExpressionError(_NOT_READ, position=self._position_in_sql(error)) from None
         except (SqlglotError, RecursionError):

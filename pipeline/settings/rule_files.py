@@ -86,7 +86,7 @@ def _parsed(text: str) -> Condition:
     # The parser is loaded where a rule is read only: a worker reads trees.
     from pipeline.expressions.parse import parse_expression
 
-    return parse_expression(text, FIELDS | _UNDECLARED)
+    return parse_expression(text, FIELDS | _UNDECLARED, lists=True)
 
 
 def _header(path: Path, text: str) -> tuple[dict[str, Any], int]:
