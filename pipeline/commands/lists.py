@@ -1,8 +1,11 @@
 """``fraud-pipeline lists``: block, allow and watch lists, and suppressions."""
 
 import csv
+import signal
 import sys
+import threading
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal, InvalidOperation
 from functools import partial
@@ -12,12 +15,25 @@ from typing import Any, Final, TextIO
 import click
 
 from pipeline.commands.option_types import Duration, Moment
-from pipeline.commands.shared_options import Cluster, bootstrap_option, change_options, cluster
+from pipeline.commands.progress import interrupts
+from pipeline.commands.shared_options import (
+    Cluster,
+    bootstrap_option,
+    change_options,
+    cluster,
+    json_option,
+    print_facts,
+)
 from pipeline.decision.lists import LIST_KINDS, MATCHES, TEXT, entry_id
+from pipeline.decision.online_gate import LabelReport
+from pipeline.engine.records.accepted_labels import read_accepted, reports_of
 from pipeline.features.active import active_declaration
+from pipeline.kafka.readers.topic_reader import read_batches
 from pipeline.models.changes import ChangeAuthor
 from pipeline.models.list_changes import LATE_DAYS, ListChanges, Written
 from pipeline.models.list_traffic import texts_of_last_week
+from pipeline.models.suppressions import SuppressedHits, keep_caps
+from pipeline.observability.logs import configure_logging
 from pipeline.observability.terminal import printable
 from pipeline.protection.tokens import Tokeniser, TokenKeys
 from pipeline.scoring.errors import ModelError
@@ -25,6 +41,7 @@ from pipeline.settings import Settings
 from schemas.codec import timestamp_us
 from schemas.messages import ListDefinition, ListEntry
 from schemas.times import US_PER_DAY, US_PER_SECOND, utc_text
+from schemas.topics import ACCEPTED_LABELS, DECISIONS
 
 _COLUMNS: Final = ("value", "owner", "reason", "expires", "cap")
 _MOST_SHOWN: Final = 100
@@ -165,6 +182,42 @@ def used_in(name: str, bootstrap: str | None) -> None:
 def approve(version: str, change: ChangeAuthor, at: Cluster) -> None:
     """Make the proposed change VERSION active, as somebody else than who has proposed it."""
     _report(_changes(*at()).approve(version, change))
+
+
+@command.command()
+@bootstrap_option
+@json_option
+def missed(bootstrap: str | None, as_json: bool) -> None:
+    """Say what lists have overruled: hits and their amounts, and among them the frauds that got no alert.
+
+    Frauds are those that labels say by now. Amounts are in the base currency.
+    """
+    servers, settings = cluster(bootstrap)
+    hits, reports = SuppressedHits(), list[LabelReport]()
+    for batch in read_batches(servers, settings.topic(DECISIONS.name), settings=settings):
+        hits.add(batch)
+    for batch in read_batches(servers, settings.topic(ACCEPTED_LABELS.name), settings=settings):
+        reports += reports_of(read_accepted(batch, settings.topic_prefix).labels)
+    totals = hits.totals(reports)
+    value = {name: asdict(total) for name, total in sorted(totals.items())}
+    lines = (
+        f"{name}  hits: {each.hits:,}  amount: {each.amount_minor / 100:,.2f}  "
+        f"frauds missed: {each.frauds:,}  their amount: {each.fraud_minor / 100:,.2f}"
+        for name, each in sorted(totals.items())
+    )
+    print_facts(as_json, value, lines)
+
+
+@command.command()
+@bootstrap_option
+@click.option("--once", is_flag=True, help="End once what is decided by now is counted.")
+def caps(bootstrap: str | None, once: bool) -> None:
+    """End suppressions whose suppressed hits have reached their caps, until stopped. Run one a cluster."""
+    stop, (servers, settings) = threading.Event(), cluster(bootstrap)
+    configure_logging(settings)
+    with interrupts(stop, signal.SIGTERM):
+        for name, total in keep_caps(servers, settings, stop.is_set, once=once):
+            click.echo(f"{name} has ended: hits of {total.amount_minor / 100:,.2f} were suppressed.")
 
 
 def _add(

@@ -15,6 +15,7 @@ from pipeline.decision.lists import (
     SUPPRESS,
     check_definition,
     covered,
+    entry_id,
     manifest_payload,
     normal_value,
     read_manifest,
@@ -80,6 +81,14 @@ class ListContents:
         """Return the entries of a list; raises `ModelError` where there is no such list."""
         self.definition(name)
         return [entry for entry in self.entries.values() if entry.list == name]
+
+    def suppressions(self) -> dict[str, tuple[int, ListEntry]]:
+        """Return the cap of each suppression and its entry, by the name that decisions give it."""
+        return {
+            f"{entry.list}/{entry_id(entry)}": (entry.cap_minor, entry)
+            for entry in self.entries.values()
+            if entry.cap_minor is not None
+        }
 
     def definition(self, name: str) -> ListDefinition:
         """Return a list; raises `ModelError` where there is no such list."""
@@ -168,6 +177,15 @@ class ListChanges:
         if not wanted:
             raise ModelError(f"list {name!r} has nothing to remove")
         return self._write(ListChange(change="", removed=[(name, value) for value in sorted(wanted)]), author)
+
+    def end(self, names: Iterable[str], author: ChangeAuthor) -> list[str]:
+        """Remove suppressions, which nobody has to approve; return those that were there."""
+        there = self.contents.suppressions()
+        ended = {name: there[name][1] for name in names if name in there}
+        if ended:
+            removed = [(entry.list, entry.value) for entry in ended.values()]
+            self._write(ListChange(change="", removed=removed), author, approves="cap")
+        return [*ended]
 
     def approve(self, version: str, author: ChangeAuthor) -> Written:
         """Make a proposed change, on what the lists hold by now."""

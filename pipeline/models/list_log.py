@@ -71,7 +71,7 @@ class ListLog:
         while True:
             base, end = self._built, self._readable_end()
             parts = self._read(self._end, end)
-            chain = None if _any_forgotten(parts) else _chain(parts, change, base.change)
+            chain = None if self._end and _any_forgotten(parts) else _chain(parts, change, base.change)
             if chain is None and self._end:
                 base, parts = NO_LISTS, self._read(0, end)
                 chain = _chain(parts, change, base.change)

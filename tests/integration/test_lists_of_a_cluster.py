@@ -4,9 +4,11 @@ import csv
 import re
 import secrets
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import numpy as np
+import pandas as pd
 import pytest
 
 from pipeline.decision.lists import ListSet
@@ -15,7 +17,7 @@ from pipeline.models.list_changes import ListChanges
 from pipeline.models.list_log import ListLog
 from pipeline.protection.tokens import CARD_ID, TokenKeys
 from schemas.messages import Alert, Decision
-from schemas.topics import ALERTS, CONTROL, LISTS
+from schemas.topics import ACCEPTED_LABELS, ALERTS, CONTROL, LISTS
 from tests.helpers.backtest_inputs import backtest_of
 from tests.helpers.champion import policy
 from tests.helpers.logs import after
@@ -39,6 +41,19 @@ def bought(cluster: Cluster, numbers: range, late_s: int = 0) -> None:
 
 def by_transaction(cluster: Cluster) -> dict[str, Decision]:
     return {decision.transaction_id: decision for decision in cluster.decisions()}
+
+
+def by_pandas(frame: pd.DataFrame, names: "pd.Series[Any]") -> dict[str, dict[str, int]]:
+    """Return hits, frauds and amounts by what overruled an alert."""
+    rows = frame.assign(name=names).explode("name").dropna(subset=["name"])
+    rows["fraud_minor"] = rows["minor"].where(rows["fraud"], 0)
+    sums = rows.groupby("name").agg(
+        hits=("minor", "size"),
+        amount_minor=("minor", "sum"),
+        frauds=("fraud", "sum"),
+        fraud_minor=("fraud_minor", "sum"),
+    )
+    return {name: {column: int(value) for column, value in row.items()} for name, row in sums.to_dict("index").items()}
 
 
 def version_of(output: str) -> str:
@@ -222,3 +237,49 @@ def test_allow_entries_end_and_a_second_person_approves_where_one_is_asked_for(c
     cluster.command("lists", "approve", change, "--reason", "Yes.", "--by", "mona", code=0)
     shown = cluster.command("lists", "show", "good", code=0).output
     assert ("m1" in shown, "m2" in shown) == (False, True)
+
+
+def test_what_suppressions_hide_is_counted_to_the_cent_and_ends_at_its_cap(cluster: Cluster, start: Starter) -> None:
+    cluster.publish(policy(ALL))
+    options = ("--kind", "suppress", "--for", "365d", "--cap", "400.00")
+    cluster.command("lists", "add", "quiet", "c1", "c2", "--field", "card_id", *options, *WHY, code=0)
+    cluster.command("lists", "add", "calm", "m1", "--field", "merchant_id", *options, *WHY, code=0)
+    worker = start(cluster.settings)
+    for number in range(60):
+        cluster.buy(
+            number, after(seconds=number), card_id=f"c{number % 4}", merchant_id=f"m{number % 3}", amount=9.37 + number
+        )
+    cluster.flush()
+    worker.until(lambda: len(cluster.decisions()) == 60)
+    for number in range(0, 60, 5):
+        cluster.say((f"c{number % 4}", f"t{number}"), after(minutes=5))
+    cluster.flush()
+    worker.until(lambda: len(cluster.read(ACCEPTED_LABELS)) == 12)
+
+    missed = msgspec.json.decode(cluster.command("lists", "missed", "--json", code=0).output)
+    frame = pd.DataFrame(map(msgspec.structs.asdict, cluster.decisions()))
+    frame["minor"] = (frame["amount_base"] * 100).round().astype(int)
+    frame["fraud"] = frame["transaction_id"].str[1:].astype(int).mod(5).eq(0) & frame["action"].ne("alert")
+    assert missed == by_pandas(frame, frame["overruled"].map(list))
+    assert sum(each["frauds"] for each in missed.values()) > 3
+    assert {name.split("/")[0] for name in missed} == {"quiet", "calm"}
+
+    # A replay overrules the same: what it says of each decision is compared.
+    again = backtest_of(order="recorded", compare_live=True, settings=cluster.settings)
+    again.run()
+    assert again.comparison is not None
+    assert (again.comparison.compared, again.comparison.differences) == (60, [])
+    over = {name for name, total in missed.items() if total["amount_minor"] >= 40_000}
+    ended = cluster.command("lists", "caps", "--once", code=0).output
+    assert {line.split()[0] for line in ended.splitlines()} == over
+    assert 0 < len(over) < 3
+    assert cluster.command("lists", "caps", "--once", code=0).output == ""
+    worker.until(lambda: "lists version" in worker.output.split(ended.split()[0])[-1])
+    for number in range(60, 90):
+        cluster.buy(number, after(seconds=number), card_id=f"c{number % 4}", merchant_id=f"m{number % 3}", amount=1.0)
+    cluster.flush()
+    worker.until(lambda: len(cluster.decisions()) == 90)
+    assert worker.stop() == 0, worker.output
+    names = {name for decision in cluster.decisions()[60:] for name in decision.overruled or {}}
+    assert names.isdisjoint(over)
+    assert names
