@@ -274,7 +274,8 @@ def test_what_suppressions_hide_is_counted_to_the_cent_and_ends_at_its_cap(clust
     assert {line.split()[0] for line in ended.splitlines()} == over
     assert 0 < len(over) < 3
     assert cluster.command("lists", "caps", "--once", code=0).output == ""
-    worker.until(lambda: "lists version" in worker.output.split(ended.split()[0])[-1])
+    version = ListChanges.on(cluster.bootstrap, cluster.settings, fence=False).version
+    worker.until(lambda: f"lists version {version} is active" in worker.output)
     for number in range(60, 90):
         cluster.buy(number, after(seconds=number), card_id=f"c{number % 4}", merchant_id=f"m{number % 3}", amount=1.0)
     cluster.flush()
