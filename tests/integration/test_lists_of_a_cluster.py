@@ -247,7 +247,11 @@ def test_what_suppressions_hide_is_counted_to_the_cent_and_ends_at_its_cap(clust
     worker = start(cluster.settings)
     for number in range(60):
         cluster.buy(
-            number, after(seconds=number), card_id=f"c{number % 4}", merchant_id=f"m{number % 3}", amount=9.37 + number
+            number,
+            after(seconds=number),
+            card_id=f"c{number % 4}",
+            merchant_id=f"m{number % 3}",
+            amount=round(9.37 + number, 2),
         )
     cluster.flush()
     worker.until(lambda: len(cluster.decisions()) == 60)
