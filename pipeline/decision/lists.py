@@ -91,7 +91,7 @@ class _Entries:
     def __init__(self, definition: ListDefinition) -> None:
         self.definition = definition
         self.until_us: dict[str, int] = {}
-        self.ids: dict[str, str] = {}
+        self.ids: dict[str | None, str] = {}
         """Of suppressions: ids of the entries, by value."""
         self._lengths: dict[Any, dict[Any, int]] | None = None
         """Entries of networks and prefixes by their length."""
@@ -101,6 +101,10 @@ class _Entries:
         made = _Entries(self.definition)
         made.until_us, made.ids = dict(self.until_us), dict(self.ids)
         return made
+
+    def name_of(self, value: str | None) -> str:
+        """Return the name by which decisions name an entry: of a suppression with its id."""
+        return f"{self.definition.name}/{self.ids[value]}" if value in self.ids else self.definition.name
 
     def holds(self, texts: Sequence[str | None], event_time_us: NDArray[np.int64]) -> NDArray[np.bool_]:
         """Return where an entry holds, shape (n,)."""
@@ -131,6 +135,14 @@ class _Entries:
             return [], []
         own = [length for length in lengths if length[0] == address.version]
         return own, [int(address) >> (address.max_prefixlen - bits) for _, bits in own]
+
+    def check(self) -> None:
+        """Raise `ModelError` where an entry is no network."""
+        try:
+            if self.definition.match == CIDR:
+                self._by_length()
+        except ValueError as error:
+            raise ModelError(f"list {self.definition.name!r} has an entry that is none: {error}") from error
 
     def _by_length(self) -> dict[Any, dict[Any, int]]:
         if self._lengths is None:
@@ -188,6 +200,8 @@ class ListSet:
                 entries.until_us[entry.value] = _NEVER_US if entry.expires_us is None else entry.expires_us
                 if entries.definition.kind == SUPPRESS:
                     entries.ids[entry.value] = entry_id(entry)
+        for entries in (made._lists[name] for name in own):
+            entries.check()
         if len(made) != manifest.entries and not forgotten:
             raise ModelError(f"the lists have {len(made):,} entries, and should have {manifest.entries:,}")
         return made
@@ -229,8 +243,10 @@ class ListSet:
         blocked, quiet, some = np.zeros((3, n), np.bool_)
         matched, listed = rules.alerts(hits), unlisted(n)
         held: list[tuple[_Entries, NDArray[np.bool_]]] = []
+        of_rules = []
         for entries in self._ordered():
             if entries.definition.field == RULE:
+                of_rules.append(entries)
                 some |= matched
             elif (holds := entries.holds(texts[entries.definition.field], event_time_us)).any():
                 held.append((entries, holds))
@@ -238,52 +254,25 @@ class ListSet:
         for row in np.flatnonzero(some).tolist():
             codes = {rules.evaluated[number].code: None for number in hits[row] if number < rules.alerting}
             found = [entries for entries, holds in held if holds[row]]
-            named = {
-                kind: [
-                    _name(entries, texts[entries.definition.field][row])
-                    for entries in found
-                    if entries.definition.kind == kind
-                ]
-                for kind in LIST_KINDS
-            }
+            named: dict[str, list[str]] = {kind: [] for kind in LIST_KINDS}
+            for entries in found:
+                named[entries.definition.kind].append(entries.name_of(texts[entries.definition.field][row]))
             overruled: dict[str, list[str]] = {}
             if named[BLOCK]:
                 blocked[row] = True
-                if weaker := [*named[SUPPRESS], *named[ALLOW]]:
-                    overruled[named[BLOCK][0]] = weaker
+                overruled[named[BLOCK][0]] = [*named[SUPPRESS], *named[ALLOW]]
             else:
-                self._overrule(codes, bool(by_score[row]), named, overruled, int(event_time_us[row]))
-                quiet[row], matched[row] = bool(named[SUPPRESS] or named[ALLOW]), bool(codes)
-            names = tuple(entries.definition.name for entries in found[:MOST_HITS])
-            if names or overruled:
-                said = tuple((by, tuple(what[:MOST_HITS])) for by, what in overruled.items())
-                listed[row] = Listed(names, said)
+                for entries in of_rules if not named[SUPPRESS] else ():
+                    for code in [code for code in codes if event_time_us[row] < entries.until_us.get(code, 0)]:
+                        overruled.setdefault(entries.name_of(code), []).append(code)
+                        del codes[code]
+                if by := [*named[SUPPRESS], *named[ALLOW]]:
+                    overruled[by[0]] = [*(["score"] if by_score[row] else []), *codes]
+                quiet[row], matched[row] = bool(by), bool(codes) and not by
+            said = tuple((by, tuple(what[:MOST_HITS])) for by, what in overruled.items() if what)
+            if found or said:
+                listed[row] = Listed(tuple(entries.definition.name for entries in found[:MOST_HITS]), said)
         return ListOutcome(blocked, quiet, matched, listed)
-
-    def _overrule(
-        self,
-        codes: dict[str, None],
-        by_score: bool,
-        named: Mapping[str, list[str]],
-        overruled: dict[str, list[str]],
-        event_time_us: int,
-    ) -> None:
-        """Let suppressions and then allow lists overrule what would alert; take the rules out of ``codes``."""
-        score = ["score"] if by_score else []
-        if named[SUPPRESS]:
-            if what := [*score, *codes]:
-                overruled[named[SUPPRESS][0]] = what
-            codes.clear()
-            return
-        for entries in self._ordered():
-            if entries.definition.field == RULE:
-                for code in [code for code in codes if event_time_us < entries.until_us.get(code, 0)]:
-                    overruled.setdefault(_name(entries, code), []).append(code)
-                    del codes[code]
-        if named[ALLOW]:
-            if what := [*score, *codes]:
-                overruled[named[ALLOW][0]] = what
-            codes.clear()
 
     def _ordered(self) -> list[_Entries]:
         """Return the lists that have entries, in the order in which they count."""
@@ -341,6 +330,8 @@ def check_definition(definition: ListDefinition) -> None:
             raise ModelError(f"the {name} of list {definition.name!r} is one of {', '.join(choices)}, not {value!r}")
     if definition.field == RULE and (definition.kind, definition.match) != (SUPPRESS, TEXT):
         raise ModelError(f"list {definition.name!r} is of rules: it can only suppress them, by their codes")
+    if definition.kind == SUPPRESS and definition.match != TEXT:
+        raise ModelError(f"list {definition.name!r} suppresses, and counts what each entry hides: use the match text")
 
 
 def normal_value(definition: ListDefinition, value: str) -> str:
@@ -355,17 +346,9 @@ def normal_value(definition: ListDefinition, value: str) -> str:
         raise ModelError(f"{value!r} is no network such as 192.0.2.0/24: {error}") from None
 
 
-def _name(entries: _Entries, value: str | None) -> str:
-    name = entries.definition.name
-    if entries.definition.kind != SUPPRESS:
-        return name
-    return f"{name}/{entries.ids[value]}" if value in entries.ids else name
-
-
 def _length(match: str, value: str) -> tuple[Any, Any]:
     if match == PREFIX:
         return len(value), value
     network = ipaddress.ip_network(value)
-    return (network.version, network.prefixlen), int(network.network_address) >> (
-        network.max_prefixlen - network.prefixlen
-    )
+    bits = network.max_prefixlen - network.prefixlen
+    return (network.version, network.prefixlen), int(network.network_address) >> bits

@@ -62,6 +62,8 @@ def test_networks_and_prefixes_hold_as_long_as_their_longest_entry() -> None:
     assert held(lists, "bins", ["4111222", "4122", "42", "4"], 50) == [1, 1, 0, 0]
     assert held(lists, "bins", ["4111222", "4122", "42", "4"], 150) == [1, 0, 0, 0]
     assert normal_value(lists.definitions["nets"], "192.0.2.77/24") == "192.0.2.0/24"
+    with pytest.raises(ModelError, match="an entry that is none"):
+        lists_of([definition("nets", field="ip", match="cidr")], [entry("nets", "x")])
     for value in ("192.0.2.0/33", "x"):
         with pytest.raises(ModelError, match="no network"):
             normal_value(lists.definitions["nets"], value)
@@ -148,6 +150,7 @@ def test_a_list_says_what_it_is() -> None:
         (definition("a", "deny"), "kind of list 'a' is one of block, suppress, allow, watch"),
         (definition("a", match="regex"), "match of list 'a' is one of text, prefix, cidr"),
         (definition("a", "allow", "rule"), "it can only suppress them"),
+        (definition("a", "suppress", "ip", "cidr"), "use the match text"),
     ):
         with pytest.raises(ModelError, match=text):
             check_definition(wrong)
