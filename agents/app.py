@@ -32,7 +32,7 @@ from agents.online import OnlineModels
 from agents.partitions import Environment
 from agents.snapshot_scheduler import SnapshotScheduler
 from agents.stopping import FAUST_LOG, PipelineWorker, end_with_any_thread, end_within, silence_faust
-from agents.topology import AGENTS, CARD, AgentSpec, chosen
+from agents.topology import AGENTS, CARD, SCORE, AgentSpec, chosen
 from agents.watches import BrokerWatch, UndecidedWatch
 from pipeline.broker import ProvidedBroker, provide_broker
 from pipeline.engine.partition_state.layout import LAYOUT
@@ -48,6 +48,7 @@ from pipeline.kafka.session.membership import replace_member
 from pipeline.kafka.session.quarantine import Quarantines
 from pipeline.kafka.writers.unfinished_transactions import end_unfinished
 from pipeline.models.active import ModelSubscriber
+from pipeline.models.list_log import ListLog
 from pipeline.models.published_files import MAPPING, RATES, PublishedFiles
 from pipeline.observability.error_text import explained, notes_of
 from pipeline.observability.health import Health
@@ -419,8 +420,12 @@ class WorkerContext:
 
     def _models(self, agent: str) -> ModelSubscriber:
         online = OnlineModels(self._settings)
-        model_set = ModelSet(online.first, online.load, audit_keys=self._settings.audit_keys)
-        return ModelSubscriber(self.bootstrap, self._settings, model_set, self.metrics, lambda: self._waiting(agent))
+        waiting = partial(self._waiting, agent)
+        # Whoever decides nothing reads no lists.
+        lists = ListLog(self.bootstrap, self._settings, self.metrics.records_refused, waiting)
+        load_lists = lists.load if agent == SCORE.name else None
+        model_set = ModelSet(online.first, online.load, load_lists=load_lists, audit_keys=self._settings.audit_keys)
+        return ModelSubscriber(self.bootstrap, self._settings, model_set, self.metrics, waiting)
 
     def _other_kernels(self, agent: str) -> OtherKernels:
         return OtherKernels(self.bootstrap, self._settings, agent, self._closing, lambda: self._waiting(agent))

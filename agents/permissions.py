@@ -17,6 +17,7 @@ from schemas.topics import (
     DEAD_LETTERS,
     DECISIONS,
     EXAMPLES,
+    LISTS,
     MODELS,
     PROFILED,
     TRANSACTIONS,
@@ -145,8 +146,8 @@ def _worker(settings: Settings) -> list[Grant]:
 
 
 def _operator(settings: Settings) -> list[Grant]:
-    """Create topics, change versions of models, release held labels, look at everything, and decide history again."""
-    writes = {MODELS.name, CONTROL.name, EXAMPLES.name}
+    """Create topics, change versions and lists, release held labels, look at everything, and decide history again."""
+    writes = {MODELS.name, CONTROL.name, LISTS.name, EXAMPLES.name}
     groups = (agent.name for agent in specs(settings).values())
     return [
         *(

@@ -28,6 +28,7 @@ from schemas.topics import (
     DECISIONS,
     EXAMPLES,
     LABELS,
+    LISTS,
     MODELS,
     PROFILED,
     PROGRESS,
@@ -86,7 +87,7 @@ SCORE: Final = AgentSpec(
     reads=(PROFILED,),
     partitions_class="agents.score.ScorePartitions",
     writes=(DECISIONS, DECISION_FEATURES, ALERTS),
-    follows=(MODELS, CONTROL),
+    follows=(MODELS, CONTROL, LISTS),
 )
 FEEDBACK: Final = AgentSpec(
     name="feedback",

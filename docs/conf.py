@@ -21,6 +21,7 @@ NAVIGATION = {
                 "mapping",
                 "declaring-features",
                 "rules",
+                "lists",
                 "dead-letters",
                 "analyst",
                 "console",

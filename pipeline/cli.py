@@ -33,6 +33,7 @@ COMMANDS: Final = {
         ("forget", "Destroy the key of a card's token."),
         ("inspect", "Show one record, and the rows of a block."),
         ("label", "Label a transaction as fraud or legitimate."),
+        ("lists", "Keep block, allow and watch lists, and suppressions."),
         ("map", "Propose a mapping of your own JSON, and show what it makes of it."),
         ("models", "List, compare and change versions of models."),
         ("pace", "Keep alerts to a budget, hour by hour."),

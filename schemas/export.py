@@ -19,6 +19,7 @@ MESSAGES: Final[dict[str, Any]] = {
     "decision-features": messages.DecisionFeatures,
     "alert": messages.Alert,
     "case-event": messages.CaseEvent,
+    "list-change": messages.ListChange,
     "example": messages.Example,
     "model-version": messages.ModelVersion,
     "progress": messages.Progress,

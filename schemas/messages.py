@@ -205,6 +205,8 @@ class Versions(msgspec.Struct, frozen=True, kw_only=True, gc=False, omit_default
     rates: str
     rules: str = ""
     """The set of rules; absent without rules."""
+    lists: str = ""
+    """What the lists held; absent without lists."""
 
 
 class Decision(Message, frozen=True, kw_only=True):
@@ -230,13 +232,21 @@ class Decision(Message, frozen=True, kw_only=True):
     action: str
     """``allow`` or ``alert``."""
     selection: str | None = None
-    """Why an alert was raised: ``score``, ``rule`` or ``audit``."""
+    """Why an alert was raised: ``list``, ``score``, ``rule`` or ``audit``."""
     selection_probability: float = 1.0
     """Probability with which this transaction would be put before an analyst."""
     rule_hits: list[str] = []
     """Codes of the active rules that hit; absent where none does. With ``shadow_hits`` 20 at most."""
     shadow_hits: list[str] = []
     """Codes of the rules in shadow that hit; they raise no alert."""
+    list_hits: list[str] = []
+    """Names of the lists with an entry that holds; absent where none has. 20 at most."""
+    overruled: dict[str, list[str]] = {}
+    """What would have raised an alert, by what overruled it; absent where nothing was overruled.
+
+    By the name of a list, of suppressions with the entry behind it (``quiet/1a2b3c4d``): ``score``, codes of rules, and
+    names of lists.
+    """
     threshold: float
     features: dict[str, float | None] | None = None
     """Sent where ``selection`` is set, or in every decision (``FRAUD_PIPELINE_DECISION_FEATURES``).
@@ -361,7 +371,7 @@ class ModelVersion(Message, frozen=True, kw_only=True):
     """
 
     name: str
-    """``lightgbm``, ``river``, ``policy``, ``rates``, ``mapping``, ``features`` or ``rules``."""
+    """``lightgbm``, ``river``, ``policy``, ``rates``, ``mapping``, ``features``, ``rules`` or ``lists``."""
     version: str
     digest: str
     """SHA-256 of the payload, hexadecimal."""
@@ -508,6 +518,56 @@ class LabelRelease(Message, frozen=True, kw_only=True, tag_field="kind", tag="re
     by: str
     reason: str
     released_at: Timestamp
+
+
+class ListDefinition(msgspec.Struct, frozen=True, kw_only=True, gc=False, omit_defaults=True):
+    """A list: what it is for, and which field its entries are compared with."""
+
+    name: Annotated[str, msgspec.Meta(pattern="^[a-z][a-z0-9_-]{0,63}$")]
+    kind: str
+    """``block``, ``suppress``, ``allow`` or ``watch``."""
+    field: str
+    """A text of transactions; of suppressions also ``rule``, whose values are codes."""
+    match: str = "text"
+    """``text``: equal. ``prefix``: the field begins with the entry. ``cidr``: the address is in the network."""
+
+
+class ListEntry(msgspec.Struct, frozen=True, kw_only=True, gc=False, omit_defaults=True):
+    """An entry of a list."""
+
+    list: str
+    value: Annotated[str, msgspec.Meta(min_length=1, max_length=256)]
+    """Of a tokenised field the token."""
+    owner: str
+    reason: str
+    expires_us: Span | None = None
+    """It holds for transactions whose event time lies before this; without it, for ever."""
+    cap_minor: Span | None = None
+    """Of a suppression: sum of the amounts of suppressed hits at which it ends, in minor units of the base currency."""
+    added_us: Span
+    """When it was written."""
+
+
+class ListChange(Message, frozen=True, kw_only=True, omit_defaults=True):
+    """A part of a change of the lists, on ``lists`` (key: the change and the number of the part).
+
+    A change counts where an activation names it, or one that follows it. The newest record of a key counts: `forget`
+    writes parts again without a value.
+    """
+
+    change: str
+    """SHA-256 of its parts, each without this field."""
+    before: str = ""
+    """The change that it follows; empty for the first."""
+    part: int = 0
+    parts: int = 1
+    """Number of parts."""
+    definitions: list[ListDefinition] = []
+    removed: list[tuple[str, str]] = []
+    """Lists and values, which are removed before ``entries`` are added."""
+    entries: list[ListEntry] = []
+    forgotten: int = 0
+    """Number of values that were forgotten since: the digest is no longer that of the parts."""
 
 
 class CaseEvent(Message, frozen=True, kw_only=True, omit_defaults=True):

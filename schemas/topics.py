@@ -11,6 +11,7 @@ from schemas.messages import (
     Decision,
     Example,
     Label,
+    ListChange,
     Message,
     ModelVersion,
     Progress,
@@ -84,6 +85,16 @@ MODELS: Final = Topic("models", "digest", ModelVersion, "learn agent", "one", ma
 """The content of every version there ever was, so that every score can be computed again."""
 CONTROL: Final = Topic("control", "kind of record", Control, "all agents", "one")
 """Activations of versions, and quarantines of records."""
+LISTS: Final = Topic(
+    "lists",
+    "change and part",
+    ListChange,
+    "operators",
+    "one",
+    cleanup_policy="compact",
+    max_message_bytes=8 * 1024 * 1024,
+)
+"""All changes of block, allow and watch lists and of suppressions; only `forget` takes something out."""
 DEAD_LETTERS: Final = Topic(
     "dead-letters", "the original key", bytes, "label and card agents", "cards", max_message_bytes=16 * 1024 * 1024
 )
@@ -122,6 +133,7 @@ TOPICS: Final = (
     EXAMPLES,
     MODELS,
     CONTROL,
+    LISTS,
     DEAD_LETTERS,
     PROGRESS,
 )

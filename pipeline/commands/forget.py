@@ -16,15 +16,17 @@ from pipeline.console.tables import database_file
 from pipeline.kafka.cluster.admin import topic_retentions
 from pipeline.kafka.cluster.errors import ClusterUnreachable, ConfigError, TopicError
 from pipeline.kafka.writers.producer import RecordProducer
+from pipeline.models.changes import ChangeAuthor
+from pipeline.models.list_changes import ListChanges
 from pipeline.protection.tokens import CARD_ID, TokenKeys
 from pipeline.settings import Settings
 from pipeline.state.objects import shown_url
 from schemas.codec import encode, timestamp_us
 from schemas.messages import CaseEvent
 from schemas.times import MS_PER_DAY, US_PER_MS
-from schemas.topics import CASE_EVENTS, CONTROL, MODELS, PROGRESS
+from schemas.topics import CASE_EVENTS, CONTROL, LISTS, MODELS, PROGRESS
 
-HOLD_NO_CARD: Final = (MODELS, CONTROL, PROGRESS)
+HOLD_NO_CARD: Final = (MODELS, CONTROL, PROGRESS, LISTS)
 
 
 @click.command("forget")
@@ -44,11 +46,14 @@ def command(value: str | None, field: str) -> None:
         if token is None:
             raise click.ClickException(f"the token database {settings.token_database} has no key for this {field}")
         is_reported = field != CARD_ID or report_to_consoles(settings, token)
+        listed = forget_listed(settings, field, token)
         keys.forget(name)
     click.echo(
         "The key is destroyed: nobody can link the token to the card any more, and the card gets a new one if it "
         "is used again."
     )
+    if listed:
+        click.echo(f"{listed} entries of lists and their removals are taken out of the lists.")
     if not is_reported:
         click.echo(
             "No cluster was found, so that consoles are not told: one that reads the topics anew holds the cases again."
@@ -93,6 +98,23 @@ def report_to_consoles(settings: Settings, token: str) -> bool:
     return True
 
 
+def forget_listed(settings: Settings, field: str, token: str) -> int:
+    """Take a value out of all lists of its field; return how often it was there, 0 where no cluster can be reached.
+
+    Raises:
+        ClusterNotFound: The cluster does not answer.
+        DeliveryFailed: It was not written.
+    """
+    try:
+        bootstrap = find_cluster(settings)
+    except ClusterNotFound:
+        if settings.kafka_bootstrap_servers is not None:
+            raise
+        return 0
+    author = ChangeAuthor(user_name() or "forget", "A value was forgotten.")
+    return ListChanges.on(bootstrap, settings).forget(field.removeprefix("attributes."), token, author)
+
+
 def remains(settings: Settings, retentions: dict[str, int]) -> Iterator[str]:
     """Yield what still holds the token or the card's number; retentions are in milliseconds, -1 for ever."""
     yield "Records under the token remain, which say nothing of the card:"
@@ -101,6 +123,7 @@ def remains(settings: Settings, retentions: dict[str, int]) -> Iterator[str]:
         if topic not in HOLD_NO_CARD and name in retentions:
             days = retentions[name] / MS_PER_DAY
             yield f"  {name}: {'for ever' if days < 0 else f'for {days:g} days'}"
+    yield f"  {settings.topic(LISTS.name)}: entries that were taken out, until the brokers compact it"
     if settings.snapshot_address is not None:
         address = shown_url(settings.snapshot_address)
         yield f"  snapshots in {address}: until the windows have passed and {settings.snapshots_kept} newer ones exist"

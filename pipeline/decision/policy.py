@@ -29,6 +29,7 @@ _LONGEST_VERSION: Final = 100
 BY_SCORE: Final = "score"
 BY_RULE: Final = "rule"
 BY_AUDIT: Final = "audit"
+BY_LIST: Final = "list"
 
 
 class _PolicyPayload(msgspec.Struct, frozen=True, kw_only=True):
@@ -127,27 +128,34 @@ class Policy:
         features: NDArray[np.float64],
         identity: NDArray[np.uint64],
         matched: NDArray[np.bool_] | None = None,
+        blocked: NDArray[np.bool_] | None = None,
+        quiet: NDArray[np.bool_] | None = None,
     ) -> PolicyDecisions:
         """Decide n transactions.
 
-        A score at or above the threshold alerts by ``score``, else a rule by ``rule``, else the audit sample by
-        ``audit``. A row's decision depends on nothing but that row.
+        A block list alerts by ``list``, else a score at or above the threshold by ``score``, else a rule by ``rule``,
+        else the audit sample by ``audit``. A row's decision depends on nothing but that row.
 
         Args:
             score: Shape (n,).
             features: Shape (n, len(FEATURES)), NaN for no value.
             identity: Shape (n,), `transaction_hash` values; only those of a policy that `audits` are read.
             matched: Shape (n,), whether an active rule alerts; None: none does.
+            blocked: Shape (n,), whether a block list alerts; None: none does.
+            quiet: Shape (n,), whether the score alerts on nothing; None: on all.
 
         Raises:
             ModelError: The audit has a key, and the policy is not `keyed`.
         """
-        certain = score >= self.threshold
+        certain = score >= self.threshold if quiet is None else (score >= self.threshold) & ~quiet
         selection: list[str | None] = [None] * len(score)
         _fill(selection, certain, BY_SCORE)
         if matched is not None:
             _fill(selection, matched & ~certain, BY_RULE)
             certain = certain | matched
+        if blocked is not None:
+            _fill(selection, blocked, BY_LIST)
+            certain = certain | blocked
         alert = certain
         probability = np.full(len(score), self.audit_rate)
         if self.audits:

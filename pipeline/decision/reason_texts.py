@@ -33,6 +33,7 @@ CODES: Final[dict[str, str]] = {
     WINDOW_REASON: "Features that this deployment declares resemble earlier fraud.",
     **{kind.reason.code: kind.reason.meaning for kind in BESIDE if kind.reason is not None},
     "AUDIT_SAMPLE": "Chosen at random for audit.",
+    "BLOCK_LIST": "A field is on a block list.",
 }
 """Every code that a reason can have, with its meaning; rules bring their own. ``docs/models.md`` lists them."""
 

@@ -11,7 +11,8 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.decision.policy import BY_AUDIT, Policy
+from pipeline.decision.lists import Listed, ListSet
+from pipeline.decision.policy import BY_AUDIT, BY_LIST, Policy
 from pipeline.decision.reason_texts import CODES, REASON_TEXTS, Facts, ReasonText, WordedReason, pattern
 from pipeline.decision.rules import COLUMNS, RuleSet, condition_of
 from pipeline.expressions.trees import fields_in
@@ -56,6 +57,11 @@ class ScoringModels(Protocol):
         """The rules that were evaluated."""
         ...
 
+    @property
+    def lists(self) -> ListSet:
+        """The lists that decided."""
+        ...
+
 
 def explain(
     features: NDArray[np.float64],
@@ -65,11 +71,12 @@ def explain(
     hits: Sequence[tuple[int, ...]] | NDArray[np.object_],
     currency: str = "",
     home_amounts: Sequence[str] | None = None,
+    listed: Sequence[Listed] | NDArray[np.object_] = (),
 ) -> list[list[Reason]]:
     """Return the reasons of n alerts, at least one and at most the policy's ``max_reasons`` each.
 
-    Rules that hold and audit samples come first, then what raised the log-odds of the score, the largest first. Costs
-    some hundred microseconds a row.
+    Block lists, rules that hold and audit samples come first, then what raised the log-odds of the score, the largest
+    first. Costs some hundred microseconds a row.
 
     Args:
         features: Shape (n, len(FEATURES)), NaN for no value.
@@ -79,6 +86,7 @@ def explain(
         hits: Numbers of the rules that hit each, of ``models.evaluated_rules``.
         currency: Code of the base currency, for the sentences.
         home_amounts: Amounts in other currencies, each with its code; ``""`` where it is the base currency.
+        listed: What lists say of each; needed where a block list raised one.
     """
     policy, logit = models.policy, np.ascontiguousarray(logit)
     contributions = models.lightgbm.contributions(features)
@@ -91,6 +99,11 @@ def explain(
         first = [_rule_reason(rules, number, row) for number in hits[i] if number < rules.alerting]
         if selections[i] == BY_AUDIT:
             first.append(_AUDIT)
+        if selections[i] == BY_LIST and (block := models.lists.blocking(listed[i].names)) is not None:
+            sentence = f"Its {block.field} is on the block list {block.name}."
+            first.insert(
+                0, Reason(code="BLOCK_LIST", feature=block.field, value=None, contribution=0.0, sentence=sentence)
+            )
         reasons.append(
             explain_row(
                 row,

@@ -15,12 +15,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.expressions.evaluate import evaluate
-from pipeline.expressions.trees import Condition, Node, ValueKind, fields_in
+from pipeline.expressions.trees import Condition, Node, ValueKind, fields_in, is_list_test, lists_in
 from pipeline.features.compiled import compiled
 
 Texts = Sequence[str | None]
-Read = Callable[[str], Any]
-"""Returns a column by its field's name: float64, or texts with None for no value."""
+Read = Callable[[Any], Any]
+"""Returns a column by its field's name: float64, or texts with None for no value.
+
+By a test of a list, its truth: 1, 0, or NaN for unknown.
+"""
 _BLOCK_ROWS: Final = 128
 """Rows that pass through all steps together, so that what steps leave stays in the processor's cache."""
 _MOST_WORDS: Final = 10_000
@@ -82,10 +85,8 @@ class RuleProgram:
         self.steps = len(self._program)
         """Number of steps: equal parts of conditions are one."""
         self._values = np.array([*self._constants], np.float64)
-        self._read = {
-            item: (item,) if isinstance(item, str) else tuple(fields_in(Condition(item))) for item in self._inputs
-        }
-        """Fields that each input reads."""
+        self._read: dict[Any, tuple[Any, ...]] = {item: _read_by(item) for item in self._inputs}
+        """Fields and lists that each input reads."""
 
     def hits(self, read: Read, n: int) -> NDArray[np.bool_]:
         """Return which rows each condition selects; shape (number of conditions, n).
@@ -107,8 +108,10 @@ class RuleProgram:
         run_program(self._program, self._values, inputs, self._roots, np.empty((self.steps, _BLOCK_ROWS)), found)
         return found
 
-    def _tested(self, test: Node, columns: Mapping[str, Any], n: int) -> NDArray[np.float64]:
+    def _tested(self, test: Node, columns: Mapping[Any, Any], n: int) -> NDArray[np.float64]:
         """Return the truth of a test of texts."""
+        if is_list_test(test):
+            return np.asarray(np.nan_to_num(columns[test], nan=0.5))
         if len(names := self._read[test]) != 1 or self._kinds[names[0]] is not ValueKind.TEXT:
             return _truth(test, columns, n)
         known, column = self._known.setdefault(test, {}), columns[names[0]]
@@ -199,7 +202,15 @@ class RuleProgram:
         return self._steps.setdefault((*map(int, step), *[0] * (4 - len(step))), len(self._steps))
 
 
-def _truth(test: Node, columns: Mapping[str, Any], n: int) -> NDArray[np.float64]:
+def _read_by(item: Any) -> tuple[Any, ...]:
+    """Return the fields and lists that an input reads; a list is no test of a text alone, but of the time too."""
+    if isinstance(item, str) or is_list_test(item):
+        return (item,)
+    tree = Condition(item)
+    return (*fields_in(tree), *lists_in(tree))
+
+
+def _truth(test: Node, columns: Mapping[Any, Any], n: int) -> NDArray[np.float64]:
     true, false = (evaluate(Condition(each), columns, n) for each in (test, ("not", test)))
     return 0.5 + 0.5 * true - 0.5 * false
 

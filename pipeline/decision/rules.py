@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.decision.rule_program import Read, RuleProgram
-from pipeline.expressions.trees import Condition, ExpressionError, ValueKind, check_tree, fields_in, text_of
+from pipeline.expressions.trees import Condition, ExpressionError, ValueKind, check_tree, fields_in, lists_in, text_of
 from pipeline.features.catalogue import ACTIVE, ATTRIBUTES, FEATURES
 from pipeline.features.checked_declaration import CONTRACT_FIELDS
 from pipeline.scoring.errors import ModelError
@@ -256,9 +256,14 @@ def joined(rules: RuleSet, olds: tuple[PolicyRule, ...]) -> RuleSet:
 def condition_of(rule: Rule) -> Condition:
     """Return the condition of a rule; raises `ModelError` where it reads what is not declared here."""
     try:
-        return check_tree(rule.tree, FIELDS)
+        return check_tree(rule.tree, FIELDS, lists=True)
     except ExpressionError as error:
         raise ModelError(f"rule {rule.code!r}: {error}") from error
+
+
+def lists_read(rule: Rule) -> set[tuple[str, str]]:
+    """Return the names of the lists that a rule reads, each with the field that it looks for there."""
+    return {(name, field) for _, (_, field), (_, name) in lists_in(condition_of(rule))}
 
 
 def names_read(payload: bytes) -> set[str]:

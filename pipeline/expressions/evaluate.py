@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from pipeline.expressions.trees import Condition, Node
+from pipeline.expressions.trees import Condition, Node, is_list_test
 
 Column: TypeAlias = NDArray[np.float64] | pa.Array | Sequence[str | None]
 """Values of a field: float64, in which NaN is NULL; or texts, as an array of pyarrow strings or a list with None."""
@@ -24,12 +24,12 @@ _LISTED: Final = 256
 """Rows up to which Python numbers the distinct texts of an array faster than pyarrow."""
 
 
-def evaluate(tree: Condition, columns: Mapping[str, Column], n: int) -> NDArray[np.bool_]:
+def evaluate(tree: Condition, columns: Mapping[Any, Column], n: int) -> NDArray[np.bool_]:
     """Return which rows a condition selects.
 
     Args:
         tree: The condition.
-        columns: Values of each field of the tree, shape (n,).
+        columns: Values of each field of the tree, shape (n,); and of each of its `lists_in` the truth: 1, 0 or NaN.
         n: Number of rows.
 
     Returns:
@@ -73,17 +73,17 @@ class _Texts(NamedTuple):
 
 
 class _Rows(NamedTuple):
-    columns: Mapping[str, Column]
+    columns: Mapping[Any, Column]
     n: int
-    known: dict[str, Any]
+    known: dict[Any, Any]
     """Values of the fields that were read, by name."""
 
-    def field(self, name: str) -> Any:
+    def field(self, name: Any) -> Any:
         if name not in self.known:
             self.known[name] = self._read(name)
         return self.known[name]
 
-    def _read(self, name: str) -> Any:
+    def _read(self, name: Any) -> Any:
         column = self.columns[name]
         if len(column) != self.n:
             raise ValueError(f"column {name} has {len(column)} values, not {self.n}")
@@ -112,6 +112,8 @@ def _selected(node: Node, wanted: bool, rows: _Rows) -> Any:
         both = (name == "and") is wanted
         masks = [_selected(operand, wanted, rows) for operand in operands]
         return _joined(masks, both)
+    if is_list_test(node):
+        return rows.field(node) == wanted
     first = _value(operands[0], rows)
     if name == "like":
         is_like = like(operands[1][1])

@@ -74,6 +74,7 @@ _OPEN: Final = {
     "between": "this between lacks its and; write it like between 1 and 5",
 }
 _CASE: Final = frozenset({"when", "then", "else", "end"})
+_LIST: Final = "list"
 _PREFIXES: Final = frozenset({"not", "-", "+"})
 _BRACKETS: Final = {"(": 1, "case": 1, ")": -1, "end": -1}
 _BEFORE_VALUE: Final = frozenset({"=", "<>", "!=", "<", "<=", ">", ">=", "+", "-", "*", "/"})
@@ -90,13 +91,14 @@ class _Token(NamedTuple):
     """Leaf of the tree; None for a word or sign."""
 
 
-def parse_expression(text: str, fields: Mapping[str, ValueKind]) -> Condition:
+def parse_expression(text: str, fields: Mapping[str, ValueKind], *, lists: bool = False) -> Condition:
     """Parse a condition in SQL.
 
     Args:
         text: The condition, such as `channel = 'web' and amount > 50`. Keywords and functions may be upper case; names
             of fields are exact.
         fields: ValueKind of each field that may occur, TEXT or NUMBER.
+        lists: Whether lists may occur, such as `country in list('home')`: in rules only.
 
     Returns:
         The checked tree. `text_of` writes it as SQL again.
@@ -112,7 +114,7 @@ def parse_expression(text: str, fields: Mapping[str, ValueKind]) -> Condition:
         raise ExpressionError("the condition is empty; write one, such as amount > 50", position=0)
     tokens = _tokens(text, fields)
     _refuse_order(tokens)
-    return _Parser(tokens).condition(fields)
+    return _Parser(tokens).condition(fields, lists)
 
 
 def _tokens(text: str, fields: Mapping[str, ValueKind]) -> list[_Token]:
@@ -139,7 +141,15 @@ def _tokens(text: str, fields: Mapping[str, ValueKind]) -> list[_Token]:
             error.position = position
             raise
         leaf = token if isinstance(token, list) else None
+        if [each.sql for each in tokens[-3:]] == ["in", _LIST, "("] and leaf is not None and leaf[0] == "text":
+            # As the one value of a list in brackets, which is what sqlglot knows.
+            del tokens[-2]
+            leaf = ["list", leaf[1]]
         tokens.append(_Token(sign or f'"{len(tokens)}"', position, leaf))
+    if strays := [token for token in tokens if token.sql == _LIST]:
+        raise ExpressionError(
+            f"write {_LIST} behind in, with a name: country in list('home')", None, strays[0].position
+        )
     return tokens
 
 
@@ -164,7 +174,7 @@ def _token(kind: str, token: str, is_call: bool, fields: Mapping[str, ValueKind]
         raise ExpressionError(f"there is no {name}; {instead}")
     if kind == "word" and name not in fields and not is_call and name.lower() in FUNCTIONS:
         raise ExpressionError(f"{name} lacks its brackets; write it like {name.lower()}(...)")
-    if kind == "word" and (name.lower() in KEYWORDS or (is_call and name.lower() in FUNCTIONS)):
+    if kind == "word" and (name.lower() in KEYWORDS or (is_call and name.lower() in (*FUNCTIONS, _LIST))):
         return name.lower()
     if is_call:
         raise ExpressionError(f"there is no function {shown(name)}; {suggestion(name.lower(), FUNCTIONS)}")
@@ -250,14 +260,14 @@ class _Parser:
         self._positions: dict[int, int] = {}
         """Position of the first leaf of each node, by the node's identity."""
 
-    def condition(self, fields: Mapping[str, ValueKind]) -> Condition:
+    def condition(self, fields: Mapping[str, ValueKind], lists: bool) -> Condition:
         import sqlglot
         from sqlglot.errors import SqlglotError
 
         tree: list[Any] = []
         try:
             tree = self._node(sqlglot.parse_one(" ".join(token.sql for token in self._tokens), dialect="duckdb"), 0)
-            return check_tree({"grammar": GRAMMAR, "tree": tree}, fields)
+            return check_tree({"grammar": GRAMMAR, "tree": tree}, fields, lists=lists)
         except (SqlglotError, RecursionError):
             raise ExpressionError(_NOT_READ, position=0) from None
         except ExpressionError as error:

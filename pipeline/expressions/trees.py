@@ -46,7 +46,7 @@ class ValueKind(StrEnum):
 
 
 Node = tuple[Any, ...]
-"""Operator and its operands; a leaf is `("field", name)`, `("number", float)` or `("text", str)`."""
+"""Operator and its operands; a leaf is `("field", name)`, `("number", float)`, `("text", str)` or `("list", name)`."""
 
 
 @dataclass(frozen=True)
@@ -108,18 +108,20 @@ OPERATORS: Final = {
     **FUNCTIONS,
 }
 """Operators of the grammar. What follows the first operand of `in` and `like` are literals. Operands of `case` are a
-condition and its value, again and again, and then the value of `else` if there is one: without it, NULL."""
+condition and its value, again and again, and then the value of `else` if there is one: without it, NULL. A list stands
+in rules only, behind `in` and a field of text: `country in list('home')`."""
 KEYWORDS: Final = frozenset(
     {"and", "or", "not", "in", "is", "null", "between", "like", "case", "when", "then", "else", "end"}
 )
 
 
-def check_tree(data: object, fields: Mapping[str, ValueKind]) -> Condition:
+def check_tree(data: object, fields: Mapping[str, ValueKind], *, lists: bool = False) -> Condition:
     """Check JSON data and return its tree, without sqlglot.
 
     Args:
         data: Decoded JSON, as `Condition.data` returns it.
         fields: ValueKind of each field that may occur, TEXT or NUMBER.
+        lists: Whether lists may occur: in rules only.
 
     Returns:
         The tree, with numbers as floats.
@@ -134,7 +136,7 @@ def check_tree(data: object, fields: Mapping[str, ValueKind]) -> Condition:
         raise ExpressionError('a tree has the form {"grammar": 1, "tree": [...]}')
     if data["grammar"] != GRAMMAR:
         raise ExpressionError(f"grammar {shown(str(data['grammar']))} is unknown here; this version reads {GRAMMAR}")
-    root, kind = _Checker(fields).node(data["tree"], 1)
+    root, kind = _Checker(fields, lists).node(data["tree"], 1)
     if kind is not ValueKind.BOOLEAN:
         raise ExpressionError(f"{_part(root)} is {type_name(kind)}; write a condition, such as amount > 50")
     return Condition(root)
@@ -143,6 +145,16 @@ def check_tree(data: object, fields: Mapping[str, ValueKind]) -> Condition:
 def fields_in(tree: Condition) -> frozenset[str]:
     """Return the names of the fields that a tree reads."""
     return frozenset(node[1] for node in _nodes(tree.root) if node[0] == "field")
+
+
+def lists_in(tree: Condition) -> frozenset[Node]:
+    """Return the tests of lists in a tree: `("in", ("field", name), ("list", name))`."""
+    return frozenset(node for node in _nodes(tree.root) if is_list_test(node))
+
+
+def is_list_test(node: Node) -> bool:
+    """Return whether a node asks if a field is in a list."""
+    return bool(node[0] == "in" and node[2][0] == "list")
 
 
 def text_of(tree: Condition) -> str:
@@ -167,8 +179,8 @@ def lines_of(tree: Condition) -> list[str]:
 class _Checker:
     """One check: the fields, and how many nodes it has met."""
 
-    def __init__(self, fields: Mapping[str, ValueKind]) -> None:
-        self._fields = fields
+    def __init__(self, fields: Mapping[str, ValueKind], lists: bool) -> None:
+        self._fields, self._lists = fields, lists
         self._count = 0
 
     def node(self, data: object, depth: int) -> tuple[Node, ValueKind]:
@@ -205,6 +217,9 @@ class _Checker:
             wanted = f"{operator.least}" if operator.least == operator.most else f"at least {operator.least}"
             raise ExpressionError(f"{name} takes {wanted} operands, and has {len(operands)}")
         nodes, kinds = zip(*(self.node(operand, depth + 1) for operand in operands), strict=True)
+        kinds_of_nodes = [node[0] for node in nodes]
+        if "list" in kinds_of_nodes and (name, kinds_of_nodes) != ("in", ["field", "list"]):
+            raise ExpressionError("a list stands alone behind a field and in: country in list('home')", operands[-1])
         values = _values_of(name, len(nodes))
         first = values[0]
         for at, (node, kind) in enumerate(zip(nodes, kinds, strict=True)):
@@ -220,7 +235,7 @@ class _Checker:
                 )
         if name in ("in", "like"):
             for node, operand in zip(nodes[1:], operands[1:], strict=True):
-                if node[0] not in ("text", "number"):
+                if node[0] not in ("text", "number", "list"):
                     text = f"{name} takes texts or numbers on its right, no fields and no calculations"
                     raise ExpressionError(text, operand)
         return (name, *nodes), operator.result or kinds[first]
@@ -250,10 +265,16 @@ class _Checker:
             raise ExpressionError("a text holds a character that UTF-8 text cannot hold; remove it")
         return ("text", value), ValueKind.TEXT
 
+    def _list(self, name: object) -> tuple[Node, ValueKind]:
+        if not self._lists:
+            raise ExpressionError("lists are for rules only: features and audits read none")
+        return ("list", self._text(name)[0][1]), ValueKind.TEXT
+
     _LEAVES: Final[dict[str, Callable[["_Checker", object], tuple[Node, ValueKind]]]] = {
         "field": _field,
         "number": _number,
         "text": _text,
+        "list": _list,
     }
 
 
@@ -291,6 +312,8 @@ def _sql(node: Node) -> tuple[str, int]:
         return operands[0] if plain else '"' + operands[0].replace('"', '""') + '"', 8
     if name == "text":
         return "'" + operands[0].replace("'", "''") + "'", 8
+    if name == "list":
+        return f"list({_sql(('text', operands[0]))[0]})", 8
     if name == "number":
         return repr(operands[0]).removesuffix(".0"), 8 if operands[0] >= 0 else 7
     level = OPERATORS[name].level
@@ -323,7 +346,7 @@ def _postfix(node: Node, negation: str) -> tuple[str, int]:
     if name == "is null":
         return f"{subject} is{negation} null", 4
     operands = [_inside(operand, 5) for operand in rest]
-    if name == "in":
+    if name == "in" and not is_list_test(node):
         return f"{subject}{negation} in ({', '.join(operands)})", 4
     return f"{subject}{negation} {name} {' and '.join(operands)}", 4
 

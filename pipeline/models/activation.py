@@ -4,6 +4,7 @@ import logging
 from collections.abc import Callable
 from typing import Final, NamedTuple
 
+from pipeline.decision.lists import LISTS
 from pipeline.decision.rules import RULES
 from pipeline.engine.scores.active_models import ModelSet
 from pipeline.scoring import kinds
@@ -13,7 +14,7 @@ from schemas.messages import Activation, ModelVersion, VersionReference
 
 log = logging.getLogger(__name__)
 
-ACTIVATED: Final = frozenset({*(kind.name for kind in KINDS if kind.activated), "policy", RULES})
+ACTIVATED: Final = frozenset({*(kind.name for kind in KINDS if kind.activated), "policy", RULES, LISTS})
 """Names whose active version an `Activation` says; it may name files besides (`pipeline.models.published_files`)."""
 RIVER: Final = kinds.RIVER.name
 

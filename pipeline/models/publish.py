@@ -7,7 +7,7 @@ call, and then writes, knows that nobody came between.
 
 import os
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime
 from typing import Any, Final, NamedTuple, Self, TypeVar
 
@@ -117,6 +117,13 @@ class ControlWriter:
             VersionReference(name=name, version=version, digest=payload_digest(payload), offset=offset)
             for name, version, payload in contents
         ]
+
+    def records(self, outputs: Iterable[Output]) -> None:
+        """Write records that an activation will name; they count nothing by themselves."""
+        now = datetime.now(UTC)
+        for output in outputs:
+            self._write(output, now)
+        self._producer.flush()
 
     def activate(self, references: Sequence[VersionReference], step: ModelChange) -> None:
         """Make versions active at once whose contents are on ``models``; each name once."""

@@ -1,21 +1,32 @@
 """Changes of the active set of rules by a person: each is checked, and publishes the next set."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple, Self
 
 from msgspec.structs import replace
 
-from pipeline.decision.rules import RULES, Rule, RuleSet, State, adopted, condition_of, names_read
+from pipeline.decision.rules import (
+    RULES,
+    Rule,
+    RuleSet,
+    State,
+    adopted,
+    condition_of,
+    lists_read,
+    names_read,
+)
 from pipeline.expressions.trees import fields_in
 from pipeline.features.feature_set import FeatureSet
 from pipeline.models.changes import ChangeAuthor, refuse_proposer
 from pipeline.models.library import PublishedVersions
+from pipeline.models.list_changes import active_lists
 from pipeline.models.publish import ControlWriter, ModelChange, VersionToPublish
 from pipeline.models.published_files import PublishedFiles
 from pipeline.models.version_history import BREAKER
 from pipeline.scoring.errors import ModelError
 from pipeline.settings import Settings
-from schemas.messages import Activation
+from schemas.messages import Activation, ListDefinition
 from schemas.toml_files import suggestion
 
 
@@ -76,6 +87,7 @@ class RuleChanges:
         writer: Writes to the cluster.
         settings: Settings of the cluster.
         declared: Returns the features of the cluster's active declaration, None without one.
+        lists: Returns the cluster's lists, by name.
 
     Raises:
         ModelError: By every method: there is no such rule, or it cannot take this step.
@@ -88,8 +100,10 @@ class RuleChanges:
         writer: ControlWriter,
         settings: Settings,
         declared: Callable[[], FeatureSet | None] = lambda: None,
+        lists: Callable[[], Mapping[str, ListDefinition]] = dict,
     ) -> None:
         self._published, self._writer, self._settings, self._declared = published, writer, settings, declared
+        self._lists = lists
 
     @classmethod
     def on(cls, bootstrap: str, settings: Settings, *, fence: bool = True) -> Self:
@@ -104,7 +118,8 @@ class RuleChanges:
             active = files.active_declaration()
             return None if active is None else FeatureSet(active)
 
-        return cls(PublishedVersions.on(bootstrap, settings), writer, settings, declared)
+        published = PublishedVersions.on(bootstrap, settings)
+        return cls(published, writer, settings, declared, partial(active_lists, bootstrap, settings, published))
 
     @property
     def rules(self) -> RuleSet:
@@ -227,6 +242,15 @@ class RuleChanges:
                 f"rules read {', '.join(missing[:5])}, which the cluster's active declaration of features lacks: "
                 "publish one with it first (fraud-pipeline features publish)"
             )
+        if reads := {pair for rule in after.rules for pair in lists_read(rule)}:
+            lists = self._lists()
+            for name, field in sorted(reads):
+                if name not in lists:
+                    raise ModelError(
+                        f"rules read the list {name!r}, which there is not: make it with `lists add` first"
+                    )
+                if lists[name].field != field:
+                    raise ModelError(f"rules look for {field} in list {name!r}, which is of {lists[name].field}")
         texts = {name for rule in after.rules for name in fields_in(condition_of(rule))}
         if dropped := sorted(texts & self._settings.dropped_names):
             raise ModelError(

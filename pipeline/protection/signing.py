@@ -1,4 +1,6 @@
-"""Signatures of records that decide for everybody (topics ``models`` and ``control``), and the keys of snapshots.
+"""Signatures of records that decide for everybody, and the keys of snapshots.
+
+The topics of these records are ``models``, ``control`` and ``lists``.
 
 A signature is the header ``signature``: the key's id, Ed25519's signature in base64 and the deployment's name, with
 colons between them. It is of that name, the topic's full name and the record's value. Without keys in the settings
@@ -15,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple, Self
 
 from schemas.records import Headers, Output, Record
-from schemas.topics import CONTROL, MODELS
+from schemas.topics import CONTROL, LISTS, MODELS
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
@@ -23,7 +25,7 @@ if TYPE_CHECKING:
     from pipeline.settings import Settings
 
 SIGNATURE: Final = "signature"
-SIGNED: Final = (MODELS, CONTROL)
+SIGNED: Final = (MODELS, CONTROL, LISTS)
 _KEY_ID_DIGITS: Final = 16
 _LEAST_KEY_BYTES: Final = 32
 

@@ -111,7 +111,8 @@ def _parsed(text: str) -> Condition:
     from pipeline.expressions.parse import parse_expression
 
     windows = {found[0] for found in _WINDOW.finditer(text)} - {*FIELDS}
-    return parse_expression(text, FIELDS | _UNDECLARED | dict.fromkeys(filter(_table_of, windows), ValueKind.NUMBER))
+    fields = FIELDS | _UNDECLARED | dict.fromkeys(filter(_table_of, windows), ValueKind.NUMBER)
+    return parse_expression(text, fields, lists=True)
 
 
 @lru_cache

@@ -148,11 +148,18 @@ def rules(stage: Stage, cluster: Cluster) -> None:
     (stage.directory / "rules/card-testing.sql").write_bytes((ROOT / "examples/rules/card-testing.sql").read_bytes())
 
 
+def lists(stage: Stage, cluster: Cluster) -> None:
+    cluster.publish()
+    text = (ROOT / "docs/lists.md").read_text(encoding="utf-8")
+    (stage.directory / "home.csv").write_text(text.split("```csv\n")[1].split("```")[0])
+
+
 SCENES: dict[str, Callable[[Stage, Cluster], None]] = {
     "docs/analyst.md": desk,
     "docs/dead-letters.md": dead_letters,
     "docs/guides/analyst.md": desk,
     "docs/guides/data-scientist.md": data_scientist,
+    "docs/lists.md": lists,
     "docs/models.md": models,
     "docs/operating.md": held,
     "docs/replay.md": replay,

@@ -159,7 +159,8 @@ def test_decisions_and_alerts_are_the_bytes_that_msgspec_writes(seed: int) -> No
         )
         assert (decision.features is None) == (seed % 2 == 1 and decision.selection is None)
         written = ENCODER.encode(expected)
-        for absent in (b'"features":null,', b'"rule_hits":[],', b'"shadow_hits":[],'):
+        lists = (b'"rule_hits":[],', b'"shadow_hits":[],', b'"list_hits":[],', b'"overruled":{},')
+        for absent in (b'"features":null,', *lists):
             written = written.replace(absent, b"")
         assert output.value == written
         assert output.key == message.card_id.encode()
@@ -170,8 +171,9 @@ def test_decisions_and_alerts_are_the_bytes_that_msgspec_writes(seed: int) -> No
 
 
 def test_the_shapes_have_the_fields_of_the_messages() -> None:
-    # One place holds both lists of hits, where there are any.
+    # One place holds what rules and lists say, where they do.
+    elsewhere = ("shadow_hits", "list_hits", "overruled")
     assert tuple(name or "rule_hits" for name in DECISION) == tuple(
-        name for name in Decision.__struct_fields__ if name != "shadow_hits"
+        name for name in Decision.__struct_fields__ if name not in elsewhere
     )
     assert tuple(ALERT) == Alert.__struct_fields__

@@ -6,7 +6,7 @@ import pytest
 
 from agents.loop import Partitions
 from agents.topology import AGENTS, AgentSpec
-from schemas.topics import CASE_EVENTS, CONTROL, LABELS, TOPICS, TRANSACTIONS
+from schemas.topics import CASE_EVENTS, CONTROL, LABELS, LISTS, TOPICS, TRANSACTIONS
 
 
 def test_every_topic_has_the_writer_it_declares() -> None:
@@ -15,8 +15,8 @@ def test_every_topic_has_the_writer_it_declares() -> None:
         for topic in spec.writes:
             writers.setdefault(topic.name, []).append(spec.name)
     reported = {name: f"{' and '.join(agents)} agent{'s' * (len(agents) > 1)}" for name, agents in writers.items()}
-    # Any agent may quarantine a record.
-    elsewhere = (TRANSACTIONS, LABELS, CASE_EVENTS, CONTROL)
+    # Any agent may quarantine a record, and operators write lists.
+    elsewhere = (TRANSACTIONS, LABELS, CASE_EVENTS, CONTROL, LISTS)
     assert {topic.name: topic.writer for topic in TOPICS if topic not in elsewhere} == reported
 
 

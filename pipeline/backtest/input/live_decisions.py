@@ -50,6 +50,8 @@ class RecordedDecision(msgspec.Struct, gc=False):
     selection: str | None = None
     selection_probability: float = 1.0
     rule_hits: list[str] = []
+    list_hits: list[str] = []
+    overruled: dict[str, list[str]] = {}
     shadow_hits: list[str] = []
 
 

@@ -205,7 +205,7 @@ def _differences(decisions: Decisions, row: int, live: LiveDecision) -> tuple[li
     recorded, there = live
     unequal = [] if there is None else ~((here == there) | (np.isnan(here) & np.isnan(there)))
     features = [FEATURES[column] for column in np.flatnonzero(unequal)]
-    code = int(decisions.selection[row])
+    code, listed = int(decisions.selection[row]), decisions.listed[row]
     started_s = int(decisions.case_start_us[row]) // US_PER_SECOND
     case = (f"{recorded.card_id}-{started_s}", int(decisions.case_sequence[row]))
     log_odds = [
@@ -225,6 +225,11 @@ def _differences(decisions: Decisions, row: int, live: LiveDecision) -> tuple[li
                 "rules",
                 decisions.models.evaluated_rules.named(decisions.hits[row]),
                 (recorded.rule_hits, recorded.shadow_hits),
+            ),
+            (
+                "lists",
+                ([*listed.names], {by: [*what] for by, what in listed.overruled}),
+                (recorded.list_hits, recorded.overruled),
             ),
         )
     )  # fmt: skip

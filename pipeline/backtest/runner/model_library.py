@@ -5,11 +5,13 @@ from contextlib import suppress
 from functools import cached_property
 from typing import Final, TypeVar
 
+from pipeline.decision.lists import LISTS, NO_LISTS, ListSet
 from pipeline.decision.policy import Policy
 from pipeline.decision.rules import NO_RULES, RULES, RuleSet
 from pipeline.engine.cards.card_options import CardOptions
 from pipeline.engine.scores.active_models import ActiveModels, ModelSet
 from pipeline.models.library import PublishedVersions
+from pipeline.models.list_log import ListLog
 from pipeline.models.published_files import PublishedFiles
 from pipeline.models.registry import LIGHTGBM, POLICY, Registry, RegistryError
 from pipeline.scoring.errors import ModelError
@@ -37,6 +39,8 @@ class ModelLibrary:
         self._policies: dict[str, Policy] = {}
         self._rivers: dict[str, Scorer] = {}
         self._rules: dict[str, RuleSet] = {}
+        self._lists: dict[str, ListSet] = {}
+        self._list_log = None if bootstrap is None else ListLog(bootstrap, settings)
 
     def lightgbm(self, version: str) -> LightGBMModel:
         """A LightGBM version, or the active one (`ACTIVE`). Raises `RegistryError`, `ModelError`."""
@@ -99,6 +103,7 @@ class ModelLibrary:
                 if kind.load is not None and (version := getattr(versions, kind.name)) != Unpublished().version
             },
             self._named_rules(versions.rules),
+            self.named_lists(versions.lists),
         )
 
     def rules(self) -> RuleSet:
@@ -109,6 +114,13 @@ class ModelLibrary:
         if not version:
             return NO_RULES
         return _once(self._rules, version, lambda: RuleSet.from_payload(self._payload(RULES, version)))
+
+    def named_lists(self, version: str) -> ListSet:
+        """Return the lists that a decision names. Raises `ModelError`."""
+        if not version or self._list_log is None:
+            return NO_LISTS
+        load = self._list_log.load
+        return _once(self._lists, version, lambda: load(self._payload(LISTS, version)))
 
     def others(self) -> Mapping[str, Scorer]:
         """Return the active models of kinds besides LightGBM and River, by name."""

@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from pipeline.engine.encoding.row_columns import CARD, CURRENCY, ID, MERCHANT, ORIGINAL, TEXTS, TYPE, WHOLES
+from pipeline.engine.encoding.row_columns import CARD, CURRENCY, EVENT_US, ID, MERCHANT, ORIGINAL, TEXTS, TYPE, WHOLES
 from pipeline.engine.records.accept import text_of
 from pipeline.engine.records.columns import EXTRA_TEXTS, identities
 from pipeline.features.catalogue import ACTIVE
@@ -50,6 +50,12 @@ class Subjects(NamedTuple):
         """Number of rows."""
         rows: int = self.spans.shape[1]
         return rows
+
+    @property
+    def event_time_us(self) -> NDArray[np.int64]:
+        """Event time of each; shape (n,)."""
+        times: NDArray[np.int64] = self.wholes[EVENT_US]
+        return times
 
     def texts(self, column: int) -> list[bytes]:
         """Return the texts of a column."""

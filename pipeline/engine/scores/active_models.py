@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Final
 
+from pipeline.decision.lists import LISTS, NO_LISTS, ListSet
 from pipeline.decision.policy import Policy
 from pipeline.decision.rules import NO_RULES, RULES, RuleSet, joined
 from pipeline.features.catalogue import KERNEL_VERSION
@@ -13,6 +14,8 @@ from schemas.messages import ModelVersion, Versions
 
 RiverLoader = Callable[[bytes], Scorer]
 """Builds a scorer from the payload of a ``river`` record (a configured classifier's state lies in the registry)."""
+ListLoader = Callable[[bytes], ListSet]
+"""Reads the lists of a ``lists`` record, whose entries are on the topic of that name."""
 FirstRiver = Callable[[], Scorer]
 """Returns the online model as it is before its first training update."""
 
@@ -30,6 +33,7 @@ class ActiveModels:
     others: Mapping[str, Scorer] = field(default_factory=dict)
     """Models of further kinds, by name."""
     rules: RuleSet = NO_RULES
+    lists: ListSet = NO_LISTS
 
     @property
     def evaluated_rules(self) -> RuleSet:
@@ -42,9 +46,15 @@ class ActiveModels:
         return {kind.name: self.river if kind is RIVER else self.others.get(kind.name, _UNPUBLISHED) for kind in BESIDE}
 
     @property
-    def named(self) -> dict[str, LightGBMModel | Scorer | Policy | RuleSet]:
+    def named(self) -> dict[str, LightGBMModel | Scorer | Policy | RuleSet | ListSet]:
         """All that decides, by its name in ``versions``."""
-        return {LIGHTGBM.name: self.lightgbm, **self.beside, "policy": self.policy, RULES: self.rules}
+        return {
+            LIGHTGBM.name: self.lightgbm,
+            **self.beside,
+            "policy": self.policy,
+            RULES: self.rules,
+            LISTS: self.lists,
+        }
 
     def versions(self, rates: str) -> Versions:
         """Return the versions that a decision names, enough to score it again."""
@@ -73,6 +83,9 @@ class ModelSet:
     others: Mapping[str, Scorer] = field(default_factory=dict)
     """Models of further kinds, by name."""
     rules: RuleSet = NO_RULES
+    lists: ListSet = NO_LISTS
+    load_lists: ListLoader | None = None
+    """None for programs that decide nothing: they read no lists."""
     audit_keys: Mapping[str, str] | None = field(default=None, repr=False)
     """Keys of audit samples by id; a policy that names another one cannot be used. None for programs that decide
     nothing: they need no key."""
@@ -97,6 +110,8 @@ class ModelSet:
             return replace(self, policy=policy if self.audit_keys is None else policy.keyed(self.audit_keys))
         if version.name == RULES:
             return replace(self, rules=RuleSet.from_payload(payload))
+        if version.name == LISTS:
+            return self if self.load_lists is None else replace(self, lists=self.load_lists(payload))
         kind = BY_NAME.get(version.name)
         if kind is LIGHTGBM:
             return replace(self, lightgbm=LightGBMModel.from_payload(payload))
@@ -110,4 +125,5 @@ class ModelSet:
         if self.lightgbm is None or self.policy is None:
             return self
         river = self.river if self.river is not None else self.first_river()
-        return replace(self, active=ActiveModels(self.lightgbm, river, self.policy, self.others, self.rules))
+        active = ActiveModels(self.lightgbm, river, self.policy, self.others, self.rules, self.lists)
+        return replace(self, active=active)

@@ -11,6 +11,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.decision.lists import Listed
 from pipeline.decision.reasons import explain
 from pipeline.engine.encoding import row_columns as col
 from pipeline.engine.encoding.json_rows import (
@@ -170,6 +171,7 @@ class DecisionWriter:
             batch.decided.hits,
             self._base_currency,
             home,
+            batch.decided.listed,
         )
         sources = subjects.wholes[[col.SOURCE_PARTITION, col.SOURCE_OFFSET]].T.tolist()
         identified = zip(subjects.identities().tolist(), sources, strict=True)
@@ -208,9 +210,9 @@ class DecisionWriter:
             _, first, inverse = np.unique(codes, return_index=True, return_inverse=True)
             versions += inverse
         rates = [subjects.text[start:end] for start, end in subjects.spans[col.RATES, first[: subjects.rows]].tolist()]
-        named: dict[tuple[int, ...], int] = {}
-        first_hits = _FIRST_VERSIONS + len(rates)
-        hits[:] = [named.setdefault(numbers, first_hits + len(named)) for numbers in batch.decided.hits]
+        named: dict[tuple[tuple[int, ...], Listed], int] = {}
+        first_hits, pairs = _FIRST_VERSIONS + len(rates), zip(batch.decided.hits, batch.decided.listed, strict=True)
+        hits[:] = [named.setdefault(pair, first_hits + len(named)) for pair in pairs]
         return decided, [
             _encode(self._base_currency),
             _encode(batch.models.policy.threshold),
@@ -220,7 +222,7 @@ class DecisionWriter:
             b"null",
             *_SELECTIONS,
             *(self._versions(batch.models, version) for version in rates),
-            *(_hit_members(*batch.models.evaluated_rules.named(numbers)) for numbers in named),
+            *(_hit_members(*batch.models.evaluated_rules.named(numbers), listed) for numbers, listed in named),
         ]
 
     def _versions(self, models: ActiveModels, rates: bytes) -> bytes:
@@ -231,10 +233,15 @@ class DecisionWriter:
         return self._encoded[rates]
 
 
-def _hit_members(active: list[str], shadow: list[str]) -> bytes:
+def _hit_members(active: list[str], shadow: list[str], listed: Listed) -> bytes:
     """Return the members of a decision that name its hits; nothing where there are none."""
-    lists = ((b',"rule_hits":', active), (b',"shadow_hits":', shadow))
-    return b"".join(name + _encode(codes) for name, codes in lists if codes)
+    members: tuple[tuple[bytes, Any], ...] = (
+        (b',"rule_hits":', active),
+        (b',"shadow_hits":', shadow),
+        (b',"list_hits":', listed.names),
+        (b',"overruled":', dict(listed.overruled)),
+    )
+    return b"".join(name + _encode(said) for name, said in members if said)
 
 
 def _numbers(batch: DecisionBatch, more: int) -> NDArray[np.float64]:

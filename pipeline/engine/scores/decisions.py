@@ -9,10 +9,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from pipeline.decision.policy import BY_AUDIT, BY_RULE, BY_SCORE, Policy
+from pipeline.decision.lists import ListOutcome, Texts, unlisted
+from pipeline.decision.policy import BY_AUDIT, BY_LIST, BY_RULE, BY_SCORE, Policy
 from pipeline.decision.reasons import explain
 from pipeline.decision.rule_caps import Bound
-from pipeline.decision.rules import COLUMNS, TEXTS, RuleSet, no_hits
+from pipeline.decision.rules import COLUMNS, TEXTS, no_hits
 from pipeline.engine.records.columns import Reject, Transactions
 from pipeline.engine.records.subjects import Subjects
 from pipeline.engine.scores.active_models import ActiveModels
@@ -25,7 +26,7 @@ from schemas.times import US_PER_SECOND
 if TYPE_CHECKING:
     import pandas as pd
 
-SELECTIONS: Final = (BY_SCORE, BY_RULE, BY_AUDIT)
+SELECTIONS: Final = (BY_SCORE, BY_RULE, BY_AUDIT, BY_LIST)
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +51,8 @@ class Decisions:
     selection_probability: NDArray[np.float64]
     hits: NDArray[np.object_]
     """Numbers of the rules that hit, of `ActiveModels.evaluated_rules`."""
+    listed: NDArray[np.object_]
+    """What lists say, as `pipeline.decision.lists.Listed`."""
     case_start_us: NDArray[np.int64]
     case_sequence: NDArray[np.int64]
     models: ActiveModels
@@ -79,11 +82,11 @@ class Decisions:
         if (policy.blend, policy.weights) != (own.blend, own.weights):
             policy = policy.replace(blend=own.blend, weights=own.weights)
         models, hits = self.models.under(policy), self.hits
+        texts = self.transactions.text_lists(models.lists.texts(models.evaluated_rules))
         if policy.old_rules != own.old_rules:
-            hits = rule_hits(models.evaluated_rules, self.features, self.logits, self.score, self.transactions)
-        matched = models.evaluated_rules.alerts(hits)
-        selection, probability = _selected(policy, self.score, self.features, self.transactions, matched)
-        return replace(self, models=models, hits=hits, selection=selection, selection_probability=probability)
+            hits = rule_hits(models, self.features, self.logits, self.score, self.transactions, texts)
+        selected = _selected(models, self.score, self.features, self.transactions, hits, texts)
+        return replace(self, models=models, hits=hits, **selected._asdict())
 
     def take(self, rows: NDArray[np.intp] | NDArray[np.bool_]) -> "Decisions":
         """Some of the rows; counts and refused rows stay those of the whole chunk."""
@@ -148,13 +151,13 @@ class Decisions:
         return frame
 
     def _hit_columns(self) -> dict[str, pa.Array]:
-        """Return the codes of the rules that hit, as decisions name them."""
+        """Return the codes of the rules that hit and the names of lists, as decisions have them."""
         rules, known = self.models.evaluated_rules, dict[tuple[int, ...], tuple[list[str], list[str]]]()
         named = [known.setdefault(numbers, rules.named(numbers)) for numbers in self.hits]
-        return {
-            name: pa.array([codes[column] for codes in named], pa.list_(pa.string()))
-            for column, name in enumerate(("rule_hits", "shadow_hits"))
-        }
+        columns = {name: [codes[at] for codes in named] for at, name in enumerate(("rule_hits", "shadow_hits"))}
+        columns["list_hits"] = [[*listed.names] for listed in self.listed]
+        columns["overruled_by"] = [[by for by, _ in listed.overruled] for listed in self.listed]
+        return {name: pa.array(codes, pa.list_(pa.string())) for name, codes in columns.items()}
 
     def reasons(self, rows: NDArray[np.intp] | None = None) -> list[list[Reason]]:
         """Return the reasons of the alerts, or of ``rows``: milliseconds each.
@@ -164,7 +167,13 @@ class Decisions:
         rows = np.flatnonzero(self.alert) if rows is None else rows
         selections = [SELECTIONS[code] if code >= 0 else None for code in self.selection[rows].tolist()]
         return explain(
-            self.features[rows], self.logit[rows], self.models, selections, self.hits[rows], self.base_currency
+            self.features[rows],
+            self.logit[rows],
+            self.models,
+            selections,
+            self.hits[rows],
+            self.base_currency,
+            listed=self.listed[rows],
         )
 
 
@@ -184,7 +193,14 @@ class PolicyResult(NamedTuple):
     score: NDArray[np.float64]
     selection: NDArray[np.int8]
     selection_probability: NDArray[np.float64]
+    listed: NDArray[np.object_]
     hits: NDArray[np.object_]
+
+
+class _Selected(NamedTuple):
+    selection: NDArray[np.int8]
+    selection_probability: NDArray[np.float64]
+    listed: NDArray[np.object_]
 
 
 def decided(
@@ -195,31 +211,36 @@ def decided(
     Args:
         models: What decides.
         features: Shape (n, len(FEATURES)).
-        about: The transactions: their identities are read where the policy asks, and their texts where rules do.
+        about: The transactions: their identities are read where the policy asks, and their texts where rules or lists
+            do.
         bound: Stops rules at their caps; None: nothing does.
     """
     logits = log_odds(models, features)
     score = blend(logits, models.policy.model_weights)
-    rules = models.evaluated_rules
-    hits = rule_hits(rules, features, logits, score, about)
+    texts = about.text_lists(models.lists.texts(models.evaluated_rules))
+    hits = rule_hits(models, features, logits, score, about, texts)
     if bound is not None:
-        hits = bound(rules, hits, score >= models.policy.threshold)
-    return PolicyResult(logits, score, *_selected(models.policy, score, features, about, rules.alerts(hits)), hits)
+        hits = bound(models.evaluated_rules, hits, score >= models.policy.threshold)
+    return PolicyResult(logits, score, *_selected(models, score, features, about, hits, texts), hits)
 
 
 def rule_hits(
-    rules: RuleSet,
+    models: ActiveModels,
     features: NDArray[np.float64],
     logits: NDArray[np.float64],
     score: NDArray[np.float64],
     about: Subjects | Transactions,
+    texts: Texts,
 ) -> NDArray[np.object_]:
     """Return the numbers of the rules that hit each transaction, ascending; shape (n,)."""
+    rules = models.evaluated_rules
     if not rules.evaluated:
         return no_hits(len(score))
-    texts, scores = about.text_lists(rules.texts), {kind.name: column for column, kind in enumerate(KINDS)}
+    scores = {kind.name: column for column, kind in enumerate(KINDS)}
 
-    def read(name: str) -> Any:
+    def read(name: Any) -> Any:
+        if isinstance(name, tuple):
+            return models.lists.truth(name, texts, about.event_time_us)
         if name in TEXTS:
             return texts[name]
         if name == "score":
@@ -236,19 +257,26 @@ def log_odds(models: ActiveModels, features: NDArray[np.float64]) -> NDArray[np.
 
 
 def _selected(
-    policy: Policy,
+    models: ActiveModels,
     score: NDArray[np.float64],
     features: NDArray[np.float64],
     about: Subjects | Transactions,
-    matched: NDArray[np.bool_],
-) -> tuple[NDArray[np.int8], NDArray[np.float64]]:
+    hits: NDArray[np.object_],
+    texts: Texts,
+) -> _Selected:
+    """Let lists and the policy decide: block lists, suppressions, allow lists, rules and score, in this order."""
+    policy, rules = models.policy, models.evaluated_rules
+    if len(models.lists):
+        outcome = models.lists.apply(rules, hits, score >= policy.threshold, texts, about.event_time_us)
+    else:
+        outcome = ListOutcome(None, None, rules.alerts(hits), unlisted(len(score)))
     # Nothing but the audit sample asks who a transaction is.
     identity = about.identities() if policy.audits else np.zeros(len(score), np.uint64)
-    decided = policy.decide(score, features, identity, matched)
+    decided = policy.decide(score, features, identity, outcome.matched, outcome.blocked, outcome.quiet)
     selection = np.full(len(score), -1, np.int8)
     for row in np.flatnonzero(decided.alert).tolist():
         selection[row] = SELECTIONS.index(decided.selection[row])
-    return selection, decided.selection_probability
+    return _Selected(selection, decided.selection_probability, outcome.listed)
 
 
 def _same(text: str, n: int) -> pa.Array:

@@ -15,6 +15,7 @@ from schemas.topics import (
     DECISION_FEATURES,
     DECISIONS,
     EXAMPLES,
+    LISTS,
     MODELS,
     Topic,
 )
@@ -27,7 +28,7 @@ GRACE_DAYS: Final = 7.0
 def needed_days(topic: Topic, settings: Settings) -> float | None:
     """Days for which ``topic`` must keep a record so that state can be replayed from it; None: for ever."""
     labels_days = settings.label_grace_days + GRACE_DAYS
-    if topic in (EXAMPLES, MODELS, CONTROL):
+    if topic in (EXAMPLES, MODELS, CONTROL, LISTS):
         return None
     if topic in (DECISIONS, ALERTS, DEAD_LETTERS):
         return 0.0

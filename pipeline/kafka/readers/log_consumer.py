@@ -28,7 +28,7 @@ from pipeline.settings import Settings
 from schemas.errors import UNREADABLE as NOT_A_MESSAGE
 from schemas.messages import Control, Quarantine
 from schemas.records import Record
-from schemas.topics import ALERTS, CASE_EVENTS, CONTROL, DEAD_LETTERS, DECISIONS, MODELS, PROGRESS
+from schemas.topics import ALERTS, CASE_EVENTS, CONTROL, DEAD_LETTERS, DECISIONS, LISTS, MODELS, PROGRESS
 
 log = logging.getLogger(__name__)
 
@@ -36,7 +36,7 @@ _POLL_S: Final = 0.1
 _BATCH: Final = 1_000
 _CONTROL_S: Final = 60.0
 """Longest wait for the end of ``control``."""
-_READ_BY_NO_AGENT: Final = (CONTROL, MODELS, PROGRESS, DECISIONS, ALERTS, CASE_EVENTS, DEAD_LETTERS)
+_READ_BY_NO_AGENT: Final = (CONTROL, MODELS, LISTS, PROGRESS, DECISIONS, ALERTS, CASE_EVENTS, DEAD_LETTERS)
 _decode: Final = msgspec.json.Decoder(Control).decode
 
 

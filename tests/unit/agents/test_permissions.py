@@ -62,7 +62,8 @@ def test_a_worker_may_do_what_its_agents_need_alone(agent: str) -> None:
     outputs |= {"models"} if agent == "card" else set()
     topics = {*LABEL_TOPICS, *(topic.name for topic in TOPICS)}
     assert may["write"] & topics == outputs
-    assert may["read"] & topics == inputs | outputs | {"models", "control"}
+    lists = {"lists"} if agent == "score" else set()
+    assert may["read"] & topics == inputs | outputs | {"models", "control"} | lists
 
 
 def test_the_command_prints_the_table_and_commands() -> None:

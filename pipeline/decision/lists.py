@@ -1,0 +1,354 @@
+"""Block, allow and watch lists, and suppressions: what they hold, and what they overrule. One content for all.
+
+The order is: block lists, suppressions, allow lists, rules, score. An entry holds for a transaction whose own event
+time lies before its expiry, whatever a clock shows.
+"""
+
+import hashlib
+import ipaddress
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import repeat
+from typing import Any, Final, NamedTuple
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.decision.rules import MOST_HITS, RuleSet
+from pipeline.expressions.trees import Node
+from pipeline.scoring.errors import ModelError
+from pipeline.scoring.payload import VERSION_DIGITS, decode_payload, encode_payload, payload_digest
+from schemas.messages import ListChange, ListDefinition, ListEntry
+
+LISTS: Final = "lists"
+"""Name of the lists on ``models`` and ``control``."""
+BLOCK, SUPPRESS, ALLOW, WATCH = LIST_KINDS = ("block", "suppress", "allow", "watch")
+TEXT, PREFIX, CIDR = MATCHES = ("text", "prefix", "cidr")
+RULE: Final = "rule"
+"""Field of suppressions of rules."""
+MOST_ENTRIES: Final = 1_000_000
+MOST_LISTS: Final = 100
+_NEVER_US: Final = 2**63 - 1
+_MOST_ADDRESSES: Final = 100_000
+"""Texts whose networks and prefixes are remembered."""
+
+Texts = Mapping[str, Sequence[str | None]]
+
+
+class ListManifest(msgspec.Struct, frozen=True, kw_only=True):
+    """The content of a version of the lists on ``models``: the change of ``lists`` behind which it stands."""
+
+    kind: str = LISTS
+    change: str
+    before: str
+    entries: int
+    """Number of entries of all lists."""
+
+
+_MANIFEST: Final = msgspec.json.Decoder(ListManifest)
+
+
+def read_manifest(payload: bytes) -> ListManifest:
+    """Read the content of a version; raises `ModelError` when it is damaged."""
+    return decode_payload(payload, _MANIFEST, "a version of the lists")
+
+
+class Listed(NamedTuple):
+    """What lists say of a transaction."""
+
+    names: tuple[str, ...] = ()
+    """Lists with an entry that holds."""
+    overruled: tuple[tuple[str, tuple[str, ...]], ...] = ()
+    """What would have raised an alert, by what overruled it."""
+
+
+UNLISTED: Final = Listed()
+
+
+def unlisted(n: int) -> NDArray[np.object_]:
+    """Return what lists say of n transactions where there are none."""
+    found = np.empty(n, np.object_)
+    found.fill(UNLISTED)
+    return found
+
+
+class ListOutcome(NamedTuple):
+    """What lists change in the decisions of n transactions."""
+
+    blocked: NDArray[np.bool_] | None
+    """Block lists select them, whatever else holds; None: no one."""
+    quiet: NDArray[np.bool_] | None
+    """Neither score nor rules select them; None: no one."""
+    matched: NDArray[np.bool_]
+    """A rule that is not suppressed alerts."""
+    listed: NDArray[np.object_]
+    """`Listed` of each."""
+
+
+class _Entries:
+    """The entries of one list: until when each holds."""
+
+    def __init__(self, definition: ListDefinition) -> None:
+        self.definition = definition
+        self.until_us: dict[str, int] = {}
+        self.ids: dict[str | None, str] = {}
+        """Of suppressions: ids of the entries, by value."""
+        self._lengths: dict[Any, dict[Any, int]] | None = None
+        """Entries of networks and prefixes by their length."""
+        self._known: dict[str | None, int] = {}
+
+    def copy(self) -> "_Entries":
+        made = _Entries(self.definition)
+        made.until_us, made.ids = dict(self.until_us), dict(self.ids)
+        return made
+
+    def name_of(self, value: str | None) -> str:
+        """Return the name by which decisions name an entry: of a suppression with its id."""
+        return f"{self.definition.name}/{self.ids[value]}" if value in self.ids else self.definition.name
+
+    def holds(self, texts: Sequence[str | None], event_time_us: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """Return where an entry holds, shape (n,)."""
+        find: Callable[..., Any] = self.until_us.get if self.definition.match == TEXT else self._until_us
+        held: NDArray[np.bool_] = event_time_us < np.fromiter(map(find, texts, repeat(0)), np.int64, len(texts))
+        return held
+
+    def _until_us(self, text: str | None, none: int) -> int:
+        if (found := self._known.get(text)) is None:
+            if len(self._known) >= _MOST_ADDRESSES:
+                self._known.clear()
+            found = self._known[text] = (
+                none if text is None else max(map(self._at_length, *self.parts(text)), default=none)
+            )
+        return found
+
+    def _at_length(self, length: Any, part: Any) -> int:
+        return self._by_length()[length].get(part, 0)
+
+    def parts(self, text: str) -> tuple[list[Any], list[Any]]:
+        """Return the lengths that entries have, and the part of a text of each."""
+        lengths = self._by_length()
+        if self.definition.match == PREFIX:
+            return [*lengths], [text[:length] for length in lengths]
+        try:
+            address = ipaddress.ip_address(text)
+        except ValueError:
+            return [], []
+        own = [length for length in lengths if length[0] == address.version]
+        return own, [int(address) >> (address.max_prefixlen - bits) for _, bits in own]
+
+    def check(self) -> None:
+        """Raise `ModelError` where an entry is no network."""
+        try:
+            if self.definition.match == CIDR:
+                self._by_length()
+        except ValueError as error:
+            raise ModelError(f"list {self.definition.name!r} has an entry that is none: {error}") from error
+
+    def _by_length(self) -> dict[Any, dict[Any, int]]:
+        if self._lengths is None:
+            made: dict[Any, dict[Any, int]] = {}
+            for value, until_us in self.until_us.items():
+                length, part = _length(self.definition.match, value)
+                made.setdefault(length, {})[part] = until_us
+            self._lengths = made
+        return self._lengths
+
+
+class ListSet:
+    """The lists of a cluster at one version. Immutable."""
+
+    def __init__(self) -> None:
+        self.version = self.change = ""
+        self._lists: dict[str, _Entries] = {}
+
+    @property
+    def definitions(self) -> dict[str, ListDefinition]:
+        """The lists, by name."""
+        return {name: entries.definition for name, entries in self._lists.items()}
+
+    def __len__(self) -> int:
+        return sum(len(entries.until_us) for entries in self._lists.values())
+
+    def followed_by(self, payload: bytes, changes: Iterable[ListChange]) -> "ListSet":
+        """Return the lists behind further changes, whose last one the content of a version names."""
+        made = ListSet()
+        manifest = read_manifest(payload)
+        made.version, made.change = payload_digest(payload)[:VERSION_DIGITS], manifest.change
+        made._lists = dict(self._lists)
+        own: set[str] = set()
+
+        def of(name: str) -> _Entries:
+            if name not in made._lists:
+                raise ModelError(f"an entry is of a list {name!r}, which there is not")
+            if name not in own:
+                own.add(name)
+                made._lists[name] = made._lists[name].copy()
+            return made._lists[name]
+
+        forgotten = 0
+        for change in changes:
+            forgotten += change.forgotten
+            for definition in change.definitions:
+                check_definition(definition)
+                made._lists.setdefault(definition.name, _Entries(definition))
+            for name, value in change.removed:
+                entries = of(name)
+                entries.until_us.pop(value, None)
+                entries.ids.pop(value, None)
+            for entry in change.entries:
+                entries = of(entry.list)
+                entries.until_us[entry.value] = _NEVER_US if entry.expires_us is None else entry.expires_us
+                if entries.definition.kind == SUPPRESS:
+                    entries.ids[entry.value] = entry_id(entry)
+        for entries in (made._lists[name] for name in own):
+            entries.check()
+        if len(made) != manifest.entries and not forgotten:
+            raise ModelError(f"the lists have {len(made):,} entries, and should have {manifest.entries:,}")
+        return made
+
+    def texts(self, rules: RuleSet) -> tuple[str, ...]:
+        """Return the names of the texts that lists and rules read."""
+        own = {entries.definition.field for entries in self._lists.values()} - {RULE}
+        return tuple(sorted({*rules.texts, *own}))
+
+    def truth(self, test: Node, texts: Texts, event_time_us: NDArray[np.int64]) -> NDArray[np.float64]:
+        """Return the truth of a rule's test of a list: 1, 0, or NaN where the field is missing.
+
+        A list that there is not is empty.
+        """
+        _, (_, field), (_, name) = test
+        column = texts[field]
+        missing = np.fromiter((text is None for text in column), np.bool_, len(column))
+        found = self._lists[name].holds(column, event_time_us) if name in self._lists else np.zeros(len(column))
+        return np.where(missing, np.nan, found)
+
+    def apply(
+        self,
+        rules: RuleSet,
+        hits: NDArray[np.object_],
+        by_score: NDArray[np.bool_],
+        texts: Texts,
+        event_time_us: NDArray[np.int64],
+    ) -> ListOutcome:
+        """Return what the lists change in the decisions of n transactions.
+
+        Args:
+            rules: The rules that were evaluated.
+            hits: Numbers of the rules that hit each, as `RuleSet.hits` returns them.
+            by_score: Where the score reaches the threshold.
+            texts: The texts of `texts`, shape (n,) each.
+            event_time_us: Shape (n,).
+        """
+        n = len(hits)
+        blocked, quiet, some = np.zeros((3, n), np.bool_)
+        matched, listed = rules.alerts(hits), unlisted(n)
+        held: list[tuple[_Entries, NDArray[np.bool_]]] = []
+        of_rules = []
+        for entries in self._ordered():
+            if entries.definition.field == RULE:
+                of_rules.append(entries)
+                some |= matched
+            elif (holds := entries.holds(texts[entries.definition.field], event_time_us)).any():
+                held.append((entries, holds))
+                some |= holds
+        for row in np.flatnonzero(some).tolist():
+            codes = {rules.evaluated[number].code: None for number in hits[row] if number < rules.alerting}
+            found = [entries for entries, holds in held if holds[row]]
+            named: dict[str, list[str]] = {kind: [] for kind in LIST_KINDS}
+            for entries in found:
+                named[entries.definition.kind].append(entries.name_of(texts[entries.definition.field][row]))
+            overruled: dict[str, list[str]] = {}
+            if named[BLOCK]:
+                blocked[row] = True
+                overruled[named[BLOCK][0]] = [*named[SUPPRESS], *named[ALLOW]]
+            else:
+                for entries in of_rules if not named[SUPPRESS] else ():
+                    for code in [code for code in codes if event_time_us[row] < entries.until_us.get(code, 0)]:
+                        overruled.setdefault(entries.name_of(code), []).append(code)
+                        del codes[code]
+                if by := [*named[SUPPRESS], *named[ALLOW]]:
+                    overruled[by[0]] = [*(["score"] if by_score[row] else []), *codes]
+                quiet[row], matched[row] = bool(by), bool(codes) and not by
+            said = tuple((by, tuple(what[:MOST_HITS])) for by, what in overruled.items() if what)
+            if found or said:
+                listed[row] = Listed(tuple(entries.definition.name for entries in found[:MOST_HITS]), said)
+        return ListOutcome(blocked, quiet, matched, listed)
+
+    def _ordered(self) -> list[_Entries]:
+        """Return the lists that have entries, in the order in which they count."""
+        filled = [entries for entries in self._lists.values() if entries.until_us]
+        return sorted(filled, key=lambda entries: (LIST_KINDS.index(entries.definition.kind), entries.definition.name))
+
+    def blocking(self, names: Iterable[str]) -> ListDefinition | None:
+        """Return the first block list among the names of lists."""
+        found = (self._lists[name].definition for name in names if name in self._lists)
+        return next((definition for definition in found if definition.kind == BLOCK), None)
+
+
+NO_LISTS: Final = ListSet()
+"""What is active until somebody writes a list: decisions name none."""
+
+
+def covered(definition: ListDefinition, values: Sequence[str], traffic: Mapping[str | None, int]) -> dict[str, float]:
+    """Return the share of transactions that each value would cover alone.
+
+    Args:
+        definition: The list.
+        values: Values of entries.
+        traffic: Number of transactions by the text of the list's field.
+    """
+    entries, found = _Entries(definition), dict.fromkeys(values, 0)
+    entries.until_us = dict.fromkeys(values, 1)
+    whole = {_length(definition.match, value): value for value in values} if definition.match != TEXT else {}
+    for text, count in traffic.items():
+        if text is None:
+            continue
+        if definition.match == TEXT:
+            found[text] = found.get(text, 0) + count
+            continue
+        for part in zip(*entries.parts(text), strict=True):
+            if part in whole:
+                found[whole[part]] += count
+    total = max(sum(traffic.values()), 1)
+    return {value: found[value] / total for value in values}
+
+
+def entry_id(entry: ListEntry) -> str:
+    """Return the id by which decisions name an entry: another one where it is written again."""
+    return hashlib.sha256(f"{entry.list}\0{entry.value}\0{entry.added_us}".encode()).hexdigest()[:8]
+
+
+def manifest_payload(change: str, before: str, entries: int) -> bytes:
+    """Return the content of a version of the lists."""
+    return encode_payload(ListManifest(change=change, before=before, entries=entries))
+
+
+def check_definition(definition: ListDefinition) -> None:
+    """Raise `ModelError` for a list that cannot be."""
+    for name, value, choices in (("kind", definition.kind, LIST_KINDS), ("match", definition.match, MATCHES)):
+        if value not in choices:
+            raise ModelError(f"the {name} of list {definition.name!r} is one of {', '.join(choices)}, not {value!r}")
+    if definition.field == RULE and (definition.kind, definition.match) != (SUPPRESS, TEXT):
+        raise ModelError(f"list {definition.name!r} is of rules: it can only suppress them, by their codes")
+    if definition.kind == SUPPRESS and definition.match != TEXT:
+        raise ModelError(f"list {definition.name!r} suppresses, and counts what each entry hides: use the match text")
+
+
+def normal_value(definition: ListDefinition, value: str) -> str:
+    """Return the value of an entry as the list holds it; raises `ModelError` where it cannot hold it."""
+    if definition.match != CIDR:
+        if not value or len(value) > 256 or value != value.strip() or not value.isprintable():
+            raise ModelError(f"an entry has 1 to 256 characters on one line, not {value!r}")
+        return value
+    try:
+        return str(ipaddress.ip_network(value, strict=False))
+    except ValueError as error:
+        raise ModelError(f"{value!r} is no network such as 192.0.2.0/24: {error}") from None
+
+
+def _length(match: str, value: str) -> tuple[Any, Any]:
+    if match == PREFIX:
+        return len(value), value
+    network = ipaddress.ip_network(value)
+    bits = network.max_prefixlen - network.prefixlen
+    return (network.version, network.prefixlen), int(network.network_address) >> bits

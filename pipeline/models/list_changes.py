@@ -1,0 +1,329 @@
+"""Changes of the lists by a person: each is checked, and what it makes becomes active at once."""
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Final, NamedTuple, Self
+
+from msgspec.structs import replace
+
+from pipeline.decision.lists import (
+    ALLOW,
+    LISTS,
+    MOST_ENTRIES,
+    MOST_LISTS,
+    RULE,
+    SUPPRESS,
+    check_definition,
+    covered,
+    entry_id,
+    manifest_payload,
+    normal_value,
+    read_manifest,
+)
+from pipeline.decision.rules import LONGEST_SENTENCE, TEXTS, Rule, lists_read
+from pipeline.models.changes import ChangeAuthor, refuse_proposer
+from pipeline.models.library import PublishedVersions
+from pipeline.models.list_log import ListLog, change_parts, part_record
+from pipeline.models.publish import ControlWriter, ModelChange, VersionToPublish
+from pipeline.scoring.errors import ModelError
+from pipeline.scoring.payload import VERSION_DIGITS, payload_digest
+from pipeline.settings import Settings
+from schemas.messages import Assessment, ListChange, ListDefinition, ListEntry, VersionReference
+from schemas.times import US_PER_DAY
+
+PROPOSED: Final = "lists proposed"
+"""Outcome of the assessment that records a change for a second person."""
+ALLOWED_DAYS: Final = 90
+WIDE_SHARE: Final = 0.01
+"""Share of a week's traffic above which an entry of an allow list needs a second person."""
+LATE_DAYS: Final = 37
+"""Days behind its expiry for which an entry may still hold for late events that enter windows."""
+Traffic = Callable[[str], Counter[str | None]]
+"""Counts the texts of a field among transactions of the last week."""
+
+
+def no_traffic(field: str) -> Counter[str | None]:
+    """Count no transactions, whatever the field."""
+    return Counter({field: 0})
+
+
+class Written(NamedTuple):
+    """A change that was written."""
+
+    version: str
+    entries: int
+    """Number of entries of all lists behind it."""
+    proposed: bool
+    """True if somebody else has to approve it before it is active."""
+    why: str = ""
+    """Why somebody else has to."""
+
+
+class ListContents:
+    """The lists and their entries, as people see them."""
+
+    def __init__(self, changes: Iterable[ListChange] = ()) -> None:
+        self.definitions: dict[str, ListDefinition] = {}
+        self.entries: dict[tuple[str, str], ListEntry] = {}
+        for change in changes:
+            self.add(change)
+
+    def add(self, change: ListChange) -> None:
+        """Take in what follows."""
+        for definition in change.definitions:
+            self.definitions.setdefault(definition.name, definition)
+        for pair in change.removed:
+            self.entries.pop(pair, None)
+        for entry in change.entries:
+            self.entries[entry.list, entry.value] = entry
+
+    def of(self, name: str) -> list[ListEntry]:
+        """Return the entries of a list; raises `ModelError` where there is no such list."""
+        self.definition(name)
+        return [entry for entry in self.entries.values() if entry.list == name]
+
+    def suppressions(self) -> dict[str, tuple[int, ListEntry]]:
+        """Return the cap of each suppression and its entry, by the name that decisions give it."""
+        return {
+            f"{entry.list}/{entry_id(entry)}": (entry.cap_minor, entry)
+            for entry in self.entries.values()
+            if entry.cap_minor is not None
+        }
+
+    def definition(self, name: str) -> ListDefinition:
+        """Return a list; raises `ModelError` where there is no such list."""
+        if name not in self.definitions:
+            listed = ", ".join(sorted(self.definitions)) or "none"
+            raise ModelError(f"there is no list {name!r}; there are: {listed}. Give --kind and --field to make one")
+        return self.definitions[name]
+
+
+class ListChanges:
+    """Makes changes on one cluster, from what was there when this object was made: if somebody else came since, none.
+
+    Args:
+        published: The cluster's versions.
+        writer: Writes to the cluster.
+        log: Reads ``lists``.
+        settings: Settings of the cluster.
+        traffic: Counts what an entry of an allow list would cover.
+
+    Raises:
+        ModelError: By every method: there is no such list or entry, or it may not be.
+        DeliveryFailed: By every method that makes a change: nothing became active.
+    """
+
+    def __init__(
+        self,
+        published: PublishedVersions,
+        writer: ControlWriter,
+        log: ListLog,
+        settings: Settings,
+        traffic: Traffic = no_traffic,
+    ) -> None:
+        self._published, self._writer, self._log, self._settings = published, writer, log, settings
+        self._traffic = traffic
+        self.version, self._change = "", ""
+        if (payload := active_manifest(published)) is not None:
+            self.version, self._change = payload_digest(payload)[:VERSION_DIGITS], read_manifest(payload).change
+        self.contents = ListContents(log.changes(self._change))
+
+    @classmethod
+    def on(cls, bootstrap: str, settings: Settings, traffic: Traffic = no_traffic, *, fence: bool = True) -> Self:
+        """Read a cluster; ``fence`` takes the right to write on ``control`` before, to make a change."""
+        writer = ControlWriter(bootstrap, settings)
+        if fence:
+            writer.fence()
+        log = ListLog(bootstrap, settings)
+        return cls(PublishedVersions.on(bootstrap, settings), writer, log, settings, traffic)
+
+    def add(
+        self, definition: ListDefinition, entries: Sequence[ListEntry], author: ChangeAuthor, *, replacing: bool = False
+    ) -> Written:
+        """Add entries to a list, which is made where there is none.
+
+        Args:
+            definition: The list.
+            entries: Entries; one whose value the list has takes its place.
+            author: Who, and why.
+            replacing: Remove what the list has besides.
+        """
+        known = self.contents.definitions.get(definition.name)
+        if known is None:
+            self._check_new(definition)
+        elif known != definition:
+            raise ModelError(
+                f"list {known.name!r} is a {known.kind} list of {known.field} ({known.match}): give another name"
+            )
+        entries = [self._checked(definition, entry) for entry in entries]
+        given = {entry.value for entry in entries}
+        removed = [(each.list, each.value) for each in self.contents.of(known.name)] if known and replacing else []
+        removed = [pair for pair in removed if pair[1] not in given]
+        new = [] if known is not None else [definition]
+        return self._write(ListChange(change="", definitions=new, removed=removed, entries=entries), author)
+
+    def remove(
+        self, name: str, values: Iterable[str], author: ChangeAuthor, *, expired_us: int | None = None
+    ) -> Written:
+        """Remove entries of a list: some values, and those that expired before a time."""
+        definition, entries = self.contents.definition(name), self.contents.of(name)
+        wanted = {normal_value(definition, value) for value in values}
+        if unknown := sorted(wanted - {entry.value for entry in entries}):
+            raise ModelError(f"list {name!r} has no entry {unknown[0]!r}")
+        if expired_us is not None:
+            wanted |= {
+                entry.value for entry in entries if entry.expires_us is not None and entry.expires_us < expired_us
+            }
+        if not wanted:
+            raise ModelError(f"list {name!r} has nothing to remove")
+        return self._write(ListChange(change="", removed=[(name, value) for value in sorted(wanted)]), author)
+
+    def end(self, names: Iterable[str], author: ChangeAuthor) -> list[str]:
+        """Remove suppressions, which nobody has to approve; return those that were there."""
+        there = self.contents.suppressions()
+        ended = {name: there[name][1] for name in names if name in there}
+        if ended:
+            removed = [(entry.list, entry.value) for entry in ended.values()]
+            self._write(ListChange(change="", removed=removed), author, approves="cap")
+        return [*ended]
+
+    def approve(self, version: str, author: ChangeAuthor) -> Written:
+        """Make a proposed change, on what the lists hold by now."""
+        found = [(assessed, assessed.versions[0]) for assessed in self._proposals() if assessed.versions]
+        matching = [pair for pair in found if len(version) >= 4 and pair[1].version.startswith(version)]
+        if not matching:
+            listed = ", ".join(reference.version for _, reference in found[-5:]) or "none"
+            raise ModelError(f"no change {version!r} was proposed; there are: {listed}")
+        assessed, reference = matching[-1]
+        what = f"change {reference.version} of the lists"
+        refuse_proposer(self._published.history, assessed, author.by, self._writer.key_id, what)
+        change = read_manifest(_content(self._published, reference)).change
+        parts = [part for part in self._log.changes(change) if part.change == change]
+        merged = replace(
+            parts[0],
+            change="",
+            entries=[entry for part in parts for entry in part.entries],
+            forgotten=0,
+            part=0,
+            parts=1,
+        )
+        new = [each for each in merged.definitions if each.name not in self.contents.definitions]
+        return self._write(replace(merged, definitions=new), author, approves=reference.version)
+
+    def forget(self, field: str, value: str, author: ChangeAuthor) -> int:
+        """Take a value of a field out of all changes there ever were; return how many entries and removals had it."""
+        if not (parts := list(self._log.forgotten(field, value))):
+            return 0
+        self._writer.records([part_record(part) for part in parts])
+        self.contents = ListContents(self._log.changes(self._change))
+        self._write(ListChange(change=""), author, approves="forgotten")
+        return sum(part.forgotten for part in parts)
+
+    def used_in(self, name: str) -> list[Rule]:
+        """Return the rules that read a list."""
+        self.contents.definition(name)
+        return [
+            rule for rule in self._published.model_set.rules.rules if name in {read for read, _ in lists_read(rule)}
+        ]
+
+    def _proposals(self) -> Iterator[Assessment]:
+        for event in self._published.history.events:
+            if isinstance(event, Assessment) and event.outcome == PROPOSED:
+                yield event
+
+    def _check_new(self, definition: ListDefinition) -> None:
+        check_definition(definition)
+        if len(self.contents.definitions) >= MOST_LISTS:
+            raise ModelError(f"there are {MOST_LISTS} lists already, and may not be more")
+        if definition.field != RULE and definition.field not in TEXTS:
+            raise ModelError(
+                f"there is no text {definition.field!r}; declare it, or choose of {', '.join(sorted(TEXTS))}"
+            )
+        if definition.field in self._settings.dropped_names:
+            raise ModelError(f"FRAUD_PIPELINE_DROPPED_FIELDS keeps {definition.field} out of profiled: let it in")
+
+    def _checked(self, definition: ListDefinition, entry: ListEntry) -> ListEntry:
+        value = normal_value(definition, entry.value)
+        for name, text in (("owner", entry.owner), ("reason", entry.reason)):
+            if not text.strip() or len(text) > LONGEST_SENTENCE or not text.isprintable():
+                raise ModelError(
+                    f"entry {value!r} needs its {name}, on one line of {LONGEST_SENTENCE:,} characters at most"
+                )
+        if definition.kind in (ALLOW, SUPPRESS):
+            if entry.expires_us is None:
+                raise ModelError(f"entry {value!r} of list {definition.name!r} needs its expiry")
+            if definition.kind == ALLOW and entry.expires_us > entry.added_us + ALLOWED_DAYS * US_PER_DAY:
+                raise ModelError(f"entry {value!r} expires later than {ALLOWED_DAYS} days from now: allow it for less")
+        if (definition.kind == SUPPRESS) is not (entry.cap_minor is not None):
+            raise ModelError(f"entry {value!r}: a suppression needs a cap, and nothing else has one")
+        return replace(entry, list=definition.name, value=value)
+
+    def _needs_approval(self, change: ListChange) -> str:
+        """Return why somebody else has to approve a change; empty where nobody has to."""
+        definitions = self.contents.definitions | {each.name: each for each in change.definitions}
+        allowed: dict[str, list[str]] = {}
+        for entry in change.entries:
+            if definitions[entry.list].kind == ALLOW:
+                allowed.setdefault(entry.list, []).append(entry.value)
+        for name, values in allowed.items():
+            traffic = self._traffic(definitions[name].field)
+            shares = covered(definitions[name], values, traffic)
+            widest = max(values, key=lambda value: shares.get(value, 0.0))
+            if shares.get(widest, 0.0) > WIDE_SHARE:
+                return f"an entry would cover {shares[widest]:.1%} of the last week's transactions"
+        return "FRAUD_PIPELINE_SECOND_APPROVAL is set" if self._settings.second_approval else ""
+
+    def _write(self, change: ListChange, author: ChangeAuthor, *, approves: str = "") -> Written:
+        """Write a change of the active lists, and its activation or its proposal."""
+        after = ListContents()
+        after.definitions, after.entries = dict(self.contents.definitions), dict(self.contents.entries)
+        after.add(change)
+        if len(after.entries) > MOST_ENTRIES:
+            raise ModelError(f"the lists would have {len(after.entries):,} entries, and may have {MOST_ENTRIES:,}")
+        why = "" if approves else self._needs_approval(change)
+        parts = change_parts(replace(change, before=self._change))
+        self._writer.records([part_record(part) for part in parts])
+        payload = manifest_payload(parts[0].change, self._change, len(after.entries))
+        version = payload_digest(payload)[:VERSION_DIGITS]
+        references = self._writer.contents([VersionToPublish(LISTS, version, payload)])
+        figures = {
+            "before": {LISTS: self.version},
+            "lists": sorted({*(entry.list for entry in change.entries), *(name for name, _ in change.removed)}),
+            "added": len(change.entries),
+            "removed": len(change.removed),
+            **({"approves": approves} if approves else {}),
+        }
+        step = ModelChange(LISTS, author.by, author.reason, figures)
+        if why:
+            self._writer.assess(PROPOSED, references, [], step)
+        else:
+            self._writer.activate(references, step)
+            self.contents, self.version, self._change = after, version, parts[0].change
+        return Written(version, len(after.entries), bool(why), why)
+
+
+def active_manifest(published: PublishedVersions) -> bytes | None:
+    """Return the content of the newest version of the lists that was activated; None where none was.
+
+    Raises:
+        ModelError: It cannot be read.
+    """
+    named = [each for event in published.history.activations for each in event.versions if each.name == LISTS]
+    if not named:
+        return None
+    return _content(published, named[-1])
+
+
+def _content(published: PublishedVersions, reference: VersionReference) -> bytes:
+    content = published.content(reference)
+    if content is None:
+        raise ModelError(f"the content of {reference.name} {reference.version} cannot be read on topic models")
+    return bytes(content.payload)
+
+
+def active_lists(bootstrap: str, settings: Settings, published: PublishedVersions) -> Mapping[str, ListDefinition]:
+    """Return the lists of a cluster, by name."""
+    payload = active_manifest(published)
+    if payload is None:
+        return {}
+    return ListContents(ListLog(bootstrap, settings).changes(read_manifest(payload).change)).definitions

@@ -1,0 +1,180 @@
+"""The changes of lists on ``lists``, and what the lists held behind each.
+
+An activation names a change by a content on ``models``; the change names the one before it. Parts of changes that
+nobody activated are skipped. A change is applied to what was loaded before, so that a small one costs little.
+"""
+
+import hashlib
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import closing
+from typing import Final
+
+import msgspec
+from msgspec.structs import replace
+
+from pipeline.decision.lists import NO_LISTS, ListSet, read_manifest
+from pipeline.kafka.cluster.log_offsets import Waiting, readable_range
+from pipeline.kafka.readers.replay_reader import RangeReader
+from pipeline.kafka.records.internal import OnRefused, TrustedRecords, not_counted
+from pipeline.scoring.errors import ModelError
+from pipeline.settings import Settings
+from schemas.errors import UNREADABLE
+from schemas.messages import ListChange
+from schemas.records import Output
+from schemas.topics import LISTS
+
+_PART_BYTES: Final = 500_000
+"""Bytes from which another part begins."""
+_MISSING_S: Final = 10.0
+"""Time for which parts are waited for: Kafka orders nothing between topics."""
+_LOOK_S: Final = 0.1
+
+
+class _Head(msgspec.Struct):
+    """What says where a part belongs."""
+
+    change: str
+    before: str = ""
+    part: int = 0
+    parts: int = 1
+    forgotten: int = 0
+
+
+_Parts = dict[str, dict[int, tuple[_Head, bytes]]]
+"""Parts by their change and number: the newest record of each."""
+_decode_head: Final = msgspec.json.Decoder(_Head).decode
+_decode: Final = msgspec.json.Decoder(ListChange).decode
+_encode: Final = msgspec.json.Encoder().encode
+
+
+class ListLog:
+    """Reads ``lists``; used from one thread.
+
+    Args:
+        on_refused: Counts records that are no changes.
+        waiting: Called while no broker answers; may raise.
+    """
+
+    def __init__(
+        self, bootstrap: str, settings: Settings, on_refused: OnRefused = not_counted, waiting: Waiting = None
+    ) -> None:
+        self._bootstrap, self._settings, self._waiting = bootstrap, settings, waiting
+        self._topic = settings.topic(LISTS.name)
+        self._trusted = TrustedRecords(settings, on_refused)
+        self._built, self._end = NO_LISTS, 0
+        """What was loaded last, and the offset up to which it was read."""
+
+    def load(self, payload: bytes) -> ListSet:
+        """Return the lists that the content of a version names; raises `ModelError` where parts are missing."""
+        change, deadline_s = read_manifest(payload).change, time.monotonic() + _MISSING_S
+        while True:
+            base, end = self._built, self._readable_end()
+            parts = self._read(self._end, end)
+            chain = None if self._end and _any_forgotten(parts) else _chain(parts, change, base.change)
+            if chain is None and self._end:
+                base, parts = NO_LISTS, self._read(0, end)
+                chain = _chain(parts, change, base.change)
+            if chain is not None:
+                break
+            if time.monotonic() > deadline_s:
+                raise ModelError(f"topic {self._topic} lacks parts of change {change[:12]} or of one before it")
+            if self._waiting is not None:
+                self._waiting()
+            time.sleep(_LOOK_S)
+        self._built, self._end = base.followed_by(payload, _decoded(chain)), end
+        return self._built
+
+    def changes(self, change: str) -> Iterator[ListChange]:
+        """Yield the parts of the changes up to one, in order; raises `ModelError` where some are missing."""
+        chain = _chain(self._read(0, self._readable_end()), change, "")
+        if chain is None:
+            raise ModelError(f"topic {self._topic} lacks parts of change {change[:12]} or of one before it")
+        yield from _decoded(chain)
+
+    def forgotten(self, field: str, value: str) -> Iterator[ListChange]:
+        """Yield the parts that hold a value of a field, without it: of all changes, activated or not."""
+        parts = [
+            _decode(value)
+            for of_change in self._read(0, self._readable_end()).values()
+            for _, value in of_change.values()
+        ]
+        names = {each.name for part in parts for each in part.definitions if each.field == field}
+        for part in parts:
+            entries = [entry for entry in part.entries if entry.list not in names or entry.value != value]
+            removed = [pair for pair in part.removed if pair[0] not in names or pair[1] != value]
+            if (count := len(part.entries) + len(part.removed) - len(entries) - len(removed)) > 0:
+                yield replace(part, entries=entries, removed=removed, forgotten=part.forgotten + count)
+
+    def _readable_end(self) -> int:
+        return readable_range(self._bootstrap, self._settings, self._topic, 0, self._waiting).stop
+
+    def _read(self, start: int, end: int) -> _Parts:
+        found: _Parts = {}
+        if start >= end:
+            return found
+        reader = RangeReader(
+            self._bootstrap, self._settings, self._topic, 0, start, self._waiting, on_refused=self._trusted.on_refused
+        )
+        with closing(reader):
+            while records := reader.read_to(end):
+                for record, head in self._trusted.readable(records, _decode_head):
+                    found.setdefault(head.change, {})[head.part] = head, record.value or b""
+        return found
+
+
+def change_parts(change: ListChange) -> list[ListChange]:
+    """Return a change as the parts in which it is written, each with the digest of all."""
+    parts, size, first = [], 0, 0
+    for number, entry in enumerate(change.entries):
+        size += len(_encode(entry))
+        if size > _PART_BYTES:
+            parts.append(change.entries[first : number + 1])
+            size, first = 0, number + 1
+    parts.append(change.entries[first:])
+    made = [
+        replace(change, change="", part=number, parts=len(parts), entries=entries)
+        for number, entries in enumerate(parts)
+    ]
+    # What is removed and declared is so before anything is added.
+    made[1:] = [replace(part, removed=[], definitions=[]) for part in made[1:]]
+    digest = hashlib.sha256(b"".join(map(_encode, made))).hexdigest()
+    return [replace(part, change=digest) for part in made]
+
+
+def part_record(part: ListChange) -> Output:
+    """Return the record of a part."""
+    return Output(LISTS, f"{part.change}/{part.part}".encode(), _encode(part))
+
+
+def _any_forgotten(parts: _Parts) -> bool:
+    return any(head.forgotten for of_change in parts.values() for head, _ in of_change.values())
+
+
+def _chain(parts: _Parts, change: str, known: str) -> list[list[bytes]] | None:
+    """Return the parts of the changes behind one that is known, oldest first; None where any is missing."""
+    found: list[list[bytes]] = []
+    while change != known:
+        of_change = parts.get(change, {})
+        head = of_change[0][0] if 0 in of_change else None
+        if head is None or not all(number in of_change for number in range(head.parts)) or len(found) > len(parts):
+            return None
+        found.append([of_change[number][1] for number in range(head.parts)])
+        change = head.before
+    return found[::-1]
+
+
+def _decoded(chain: Iterable[Sequence[bytes]]) -> Iterator[ListChange]:
+    """Yield the parts of changes; raises `ModelError` behind those that are not what their change names."""
+    for values in chain:
+        digest, forgotten, change = hashlib.sha256(), 0, ""
+        for value in values:
+            try:
+                part = _decode(value)
+            except UNREADABLE as error:
+                raise ModelError(f"a part of the lists is damaged: {error}") from error
+            digest.update(_encode(replace(part, change="")))
+            forgotten, change = forgotten + part.forgotten, part.change
+            yield part
+        if not forgotten and digest.hexdigest() != change:
+            raise ModelError(f"change {change[:12]} of the lists does not have the digest that it names")

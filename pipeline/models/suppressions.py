@@ -1,0 +1,136 @@
+"""What suppressions have hidden: hits, frauds and money of each, from ``decisions``; and the end of those at their cap.
+
+A cap counts over all partitions, so that one process keeps it, as `pace` keeps a budget: it removes the entry by a
+change of the lists, which decisions name. A restore and a replay count nothing anew.
+"""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Final
+
+import msgspec
+
+from pipeline.decision.online_gate import LabelReport
+from pipeline.kafka.cluster.log_offsets import starts_at
+from pipeline.kafka.readers.follower import TopicFollower
+from pipeline.kafka.records.internal import not_counted, readable
+from pipeline.learning.labels import KNOWN, source_rank
+from pipeline.models.changes import ChangeAuthor
+from pipeline.models.list_changes import ListChanges
+from pipeline.settings import Settings
+from schemas.messages import RecordPosition
+from schemas.records import Record
+from schemas.times import US_PER_HOUR, US_PER_MS
+from schemas.topics import DECISIONS
+
+_MARK: Final = b'"overruled":'
+_FRAUD: Final = KNOWN.index("fraud")
+_RULE_RANK: Final = source_rank("rule")
+_POLL_S: Final = 1.0
+
+
+class _Decision(msgspec.Struct, gc=False):
+    """Fields of a decision that are read."""
+
+    transaction_id: str
+    card_id: str
+    event_time: datetime
+    amount_base: float
+    action: str
+    source: RecordPosition
+    overruled: dict[str, list[str]] = {}
+
+
+_decode: Final = msgspec.json.Decoder(_Decision).decode
+
+
+@dataclass(slots=True)
+class Suppressed:
+    """What one suppression, or allow list, has overruled. Amounts are in minor units of the base currency."""
+
+    hits: int = 0
+    amount_minor: int = 0
+    frauds: int = 0
+    """Frauds among the transactions that got no alert: those that are missed."""
+    fraud_minor: int = 0
+
+
+@dataclass
+class SuppressedHits:
+    """Transactions whose alerts were overruled; each counts once, however often its decision is read."""
+
+    rows: dict[tuple[str, int, int], _Decision] = field(default_factory=dict)
+
+    def add(self, records: Iterable[Record]) -> None:
+        """Take in records of ``decisions``."""
+        marked = (record for record in records if record.value is not None and _MARK in record.value)
+        for _, decision in readable(marked, _decode, not_counted):
+            source = decision.source
+            self.rows[source.topic, source.partition, source.offset] = decision
+
+    def totals(self, reports: Iterable[LabelReport] = ()) -> dict[str, Suppressed]:
+        """Return the sums by what decisions name: a suppression's list and id, or a list.
+
+        Args:
+            reports: Labels; of each transaction the one that holds counts.
+        """
+        held: dict[tuple[str, str], tuple[int, int, int]] = {}
+        for report in reports:
+            if report.rank != _RULE_RANK:
+                order = (report.rank, report.labelled_at_us, report.known)
+                held[report.identity] = max(order, held.get(report.identity, order))
+        found: dict[str, Suppressed] = {}
+        for row in self.rows.values():
+            minor = round(row.amount_base * 100)
+            _, _, known = held.get((row.card_id, row.transaction_id), (0, 0, -1))
+            missed = known == _FRAUD and row.action != "alert"
+            for name in row.overruled:
+                total = found.setdefault(name, Suppressed())
+                total.hits += 1
+                total.amount_minor += minor
+                total.frauds += missed
+                total.fraud_minor += minor * missed
+        return found
+
+
+def keep_caps(
+    bootstrap: str, settings: Settings, stopped: Callable[[], bool], *, once: bool = False
+) -> list[tuple[str, Suppressed]]:
+    """Follow ``decisions``, and end suppressions whose suppressed hits have reached their caps.
+
+    Args:
+        bootstrap: Address of the cluster.
+        settings: Settings of the cluster.
+        stopped: Asked again and again; true to end.
+        once: End once what was committed before the call is counted.
+
+    Returns:
+        The names of the suppressions that were ended, and what each had hidden.
+    """
+    changes = ListChanges.on(bootstrap, settings, fence=False)
+    first_us = min((entry.added_us for _, entry in changes.contents.suppressions().values()), default=None)
+    # No decision by an entry is older than the entry, but clocks differ a little.
+    since_ms = -1 if first_us is None else max(first_us - US_PER_HOUR, 0) // US_PER_MS
+    starts = {} if since_ms < 0 else starts_at(bootstrap, settings.topic(DECISIONS.name), since_ms, settings=settings)
+    follower, hits = TopicFollower(bootstrap, settings, DECISIONS), SuppressedHits()
+    ended: list[tuple[str, Suppressed]] = []
+    try:
+        follower.start(starts)
+        hits.add(follower.read_committed(lambda: None))
+        while True:
+            totals = hits.totals()
+            if any("/" in name and name not in {known for known, _ in ended} for name in totals):
+                changes = ListChanges.on(bootstrap, settings, fence=False)
+                caps = changes.contents.suppressions()
+                reached = [
+                    name for name, (cap, _) in caps.items() if name in totals and totals[name].amount_minor >= cap
+                ]
+                if reached:
+                    author = ChangeAuthor("lists caps", "Suppressed hits have reached the cap.")
+                    ended += [(name, totals[name]) for name in ListChanges.on(bootstrap, settings).end(reached, author)]
+            if once or stopped():
+                return ended
+            hits.add(follower.poll(_POLL_S))
+    finally:
+        follower.close()

@@ -1,0 +1,291 @@
+"""Lists on a cluster: changes are all or nothing, decisions name what overruled what, and `forget` reaches entries."""
+
+import csv
+import re
+import secrets
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import pandas as pd
+import pytest
+
+from pipeline.decision.lists import ListSet
+from pipeline.models.library import PublishedVersions
+from pipeline.models.list_changes import ListChanges
+from pipeline.models.list_log import ListLog
+from pipeline.protection.tokens import CARD_ID, TokenKeys
+from schemas.messages import Alert, Decision
+from schemas.topics import ACCEPTED_LABELS, ALERTS, CONTROL, LISTS
+from tests.helpers.backtest_inputs import backtest_of
+from tests.helpers.champion import policy
+from tests.helpers.logs import after
+from tests.helpers.topics import Cluster, Starter, once
+
+pytestmark = pytest.mark.broker
+
+WHY = ("--reason", "A test.", "--by", "dana")
+ALL = 0.0
+"""A threshold that alerts on everything."""
+
+
+def bought(cluster: Cluster, numbers: range, late_s: int = 0) -> None:
+    for number in numbers:
+        at = after(seconds=number - late_s)
+        cluster.buy(
+            number, at, card_id=f"c{number % 7}", merchant_id=f"m{number % 3}", country=("DE", None)[number % 2]
+        )
+    cluster.flush()
+
+
+def by_transaction(cluster: Cluster) -> dict[str, Decision]:
+    return {decision.transaction_id: decision for decision in cluster.decisions()}
+
+
+def by_pandas(frame: pd.DataFrame, names: "pd.Series[Any]") -> dict[str, dict[str, int]]:
+    """Return hits, frauds and amounts by what overruled an alert."""
+    rows = frame.assign(name=names).explode("name").dropna(subset=["name"])
+    rows["fraud_minor"] = rows["minor"].where(rows["fraud"], 0)
+    sums = rows.groupby("name").agg(
+        hits=("minor", "size"),
+        amount_minor=("minor", "sum"),
+        frauds=("fraud", "sum"),
+        fraud_minor=("fraud_minor", "sum"),
+    )
+    return {name: {column: int(value) for column, value in row.items()} for name, row in sums.to_dict("index").items()}
+
+
+def version_of(output: str) -> str:
+    found = re.search(r"(?:Version|Change) ([0-9a-f]{12})", output)
+    assert found is not None, output
+    return found[1]
+
+
+def sets_of(cluster: Cluster, decisions: list[Decision]) -> dict[str, ListSet]:
+    published, log = (
+        PublishedVersions.on(cluster.bootstrap, cluster.settings),
+        ListLog(cluster.bootstrap, cluster.settings),
+    )
+    named = {decision.versions.lists for decision in decisions} - {""}
+    return {version: log.load(published.payload("lists", version) or b"") for version in sorted(named)}
+
+
+def test_a_change_of_many_entries_is_all_or_nothing_though_a_worker_dies(
+    cluster: Cluster, start: Starter, tmp_path: Path
+) -> None:
+    cluster.publish(policy(ALL))
+    first = start(cluster.settings)
+    bought(cluster, range(60))
+    first.until(lambda: len(cluster.decisions()) == 60)
+    assert all(not each.list_hits and not each.versions.lists for each in cluster.decisions())
+
+    # Several parts: the worker dies while it reads them, or just before or after.
+    file = tmp_path / "cards.csv"
+    with file.open("w", newline="") as opened:
+        writer = csv.writer(opened)
+        writer.writerows([("value", "owner"), *((f"c{number}", "fraud-team") for number in range(12_000))])
+    options = ("--kind", "allow", "--field", "card_id", "--for", "30d")
+    proposed = cluster.command("lists", "import", "cards", str(file), *options, *WHY, code=0).output
+    assert "is proposed, since an entry would cover" in proposed
+    change = version_of(proposed)
+    assert "dana has proposed" in cluster.command("lists", "approve", change, *WHY, code=1).output
+    bought(cluster, range(60, 200))
+    approved = cluster.command("lists", "approve", change, "--reason", "Good.", "--by", "mona", code=0).output
+    first.end()
+    cluster.command("lists", "add", "stolen", "c3", "--kind", "block", "--field", "card_id", *WHY, code=0)
+    second = start(cluster.settings)
+    bought(cluster, range(200, 300))
+    second.until(lambda: len(cluster.decisions()) == 300)
+    assert second.stop() == 0, second.output
+
+    decisions = cluster.decisions()
+    assert once(decisions)
+    assert {each.versions.lists for each in decisions} <= {
+        "",
+        version_of(approved),
+        ListChanges.on(cluster.bootstrap, cluster.settings, fence=False).version,
+    }
+    sets = sets_of(cluster, decisions)
+    alerts = {msgspec.json.decode(each.value or b"", type=Alert).transaction_id: each for each in cluster.read(ALERTS)}
+    for decision in decisions:
+        lists = sets.get(decision.versions.lists)
+        blocks = lists is not None and "stolen" in lists.definitions and decision.card_id == "c3"
+        assert len(lists or ()) in (0, 12_000, 12_001)
+        names = [] if lists is None else ["stolen", "cards"] if blocks else ["cards"]
+        assert (decision.list_hits or []) == names
+        assert decision.selection == ("list" if blocks else None if lists is not None else "score")
+        overruled = {"stolen": ["cards"]} if blocks else {"cards": ["score"]} if lists is not None else {}
+        assert (decision.overruled or {}) == overruled
+        assert (decision.transaction_id in alerts) == (decision.selection is not None)
+    blocked = next(each for each in decisions if each.selection == "list")
+    alert = msgspec.json.decode(alerts[blocked.transaction_id].value or b"", type=Alert)
+    assert (alert.reasons[0].code, alert.reasons[0].sentence) == (
+        "BLOCK_LIST",
+        "Its card_id is on the block list stolen.",
+    )
+    again = backtest_of(order="recorded", compare_live=True, settings=cluster.settings)
+    again.run()
+    assert again.comparison is not None
+    assert (again.comparison.compared, again.comparison.differences) == (300, [])
+
+
+def test_an_entry_holds_by_the_time_of_the_transaction_and_rules_read_it(
+    cluster: Cluster, start: Starter, tmp_path: Path
+) -> None:
+    cluster.publish(policy(0.999))
+    ends = after(seconds=50).isoformat()
+    (tmp_path / "home.csv").write_text(f"value,expires,reason\nDE,{ends},It is at home.\n")
+    options = ("--kind", "watch", "--field", "country")
+    cluster.command("lists", "import", "home", str(tmp_path / "home.csv"), *options, *WHY, code=0)
+    rule = tmp_path / "abroad.sql"
+    rule.write_text("-- code: abroad\n-- owner: d\n-- reason: Abroad.\ncountry not in list('home')\n")
+    cluster.command("rules", "publish", str(rule), *WHY, code=0)
+    cluster.command("rules", "activate", "abroad", *WHY, code=0)
+    rule.write_text("-- code: no\n-- owner: d\n-- reason: No.\ncountry in list('nowhere')\n")
+    assert "'nowhere', which there is not" in cluster.command("rules", "publish", str(rule), *WHY, code=1).output
+    rule.write_text("-- code: no\n-- owner: d\n-- reason: No.\nchannel in list('home')\n")
+    assert "list 'home', which is of country" in cluster.command("rules", "publish", str(rule), *WHY, code=1).output
+    assert "abroad  active" in cluster.command("lists", "used-in", "home", code=0).output
+
+    worker = start(cluster.settings)
+    bought(cluster, range(100))
+    worker.until(lambda: len(cluster.decisions()) == 100)
+    # Behind all others on every partition, and yet before the expiry.
+    bought(cluster, range(100, 120), late_s=90)
+    worker.until(lambda: len(cluster.decisions()) == 120)
+    assert worker.stop() == 0, worker.output
+    for decision in cluster.decisions():
+        number = int(decision.transaction_id[1:])
+        second, is_home = number if number < 100 else number - 90, number % 2 == 0
+        holds = is_home and second < 50
+        assert (decision.list_hits or []) == (["home"] if holds else []), number
+        assert (decision.rule_hits or []) == (["abroad"] if is_home and not holds else []), number
+    exported = tmp_path / "out.csv"
+    assert "1 entries are in" in cluster.command("lists", "export", "home", str(exported), code=0).output
+    (row,) = csv.DictReader(exported.read_text().splitlines())
+    assert (row["value"], row["expires"], row["reason"]) == ("DE", ends, "It is at home.")
+    cluster.command("lists", "import", "home", str(exported), "--replace", *WHY, code=0)
+    assert "home  watch  country  text  entries: 1" in cluster.command("lists", "show", code=0).output
+
+
+def test_forgetting_a_card_takes_its_entries_out_of_every_change(
+    cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cluster.publish()
+    secret = tmp_path / "secret"
+    secret.write_text(secrets.token_hex(32))
+    secret.chmod(0o600)
+    monkeypatch.setenv("FRAUD_PIPELINE_TOKEN_SECRET_FILE", str(secret))
+    monkeypatch.setenv("FRAUD_PIPELINE_TOKEN_DATABASE_FILE", str(tmp_path / "tokens.sqlite"))
+    settings = cluster.settings.model_copy(
+        update={"token_secret_file": secret, "token_database_file": tmp_path / "tokens.sqlite"}
+    )
+    cluster.settings = settings
+    options = ("--kind", "block", "--field", "card_id")
+    before = version_of(cluster.command("lists", "add", "stolen", "4111", "4222", *options, *WHY, code=0).output)
+    cluster.command("lists", "remove", "stolen", "4111", *WHY, code=0)
+    cluster.command("lists", "add", "stolen", "4111", *WHY, code=0)
+    with TokenKeys.from_settings(settings) as keys:
+        token, other = keys.token((CARD_ID, "4111")) or "", keys.token((CARD_ID, "4222")) or ""
+    shown = cluster.command("lists", "show", "stolen", code=0).output
+    assert token in shown
+    assert "4111" not in shown
+    everything = b"".join(each.value or b"" for topic in (LISTS, CONTROL) for each in cluster.read(topic))
+    assert token.encode() in everything
+    assert b"4111" not in everything
+
+    assert "3 entries of lists" in cluster.command("forget", "4111", code=0).output
+
+    shown = cluster.command("lists", "show", "stolen", code=0).output
+    assert token not in shown
+    assert other in shown
+    newest = {each.key: each.value or b"" for each in cluster.read(LISTS)}
+    assert token.encode() not in b"".join(newest.values()), "compaction leaves the newest record of each key"
+    published, log = PublishedVersions.on(cluster.bootstrap, settings), ListLog(cluster.bootstrap, settings)
+    old = log.load(published.payload("lists", before) or b"")
+    assert (old.version, len(old)) == (before, 1)
+    test = ("in", ("field", "card_id"), ("list", "stolen"))
+    assert old.truth(test, {"card_id": [token, other]}, np.zeros(2, np.int64)).tolist() == [0, 1]
+
+
+def test_allow_entries_end_and_a_second_person_approves_where_one_is_asked_for(cluster: Cluster) -> None:
+    cluster.publish()
+    allow = ("--kind", "allow", "--field", "merchant_id")
+    assert "needs its expiry" in cluster.command("lists", "add", "good", "m1", *allow, *WHY, code=1).output
+    late = cluster.command("lists", "add", "good", "m1", *allow, "--for", "91d", *WHY, code=1).output
+    assert "expires later than 90 days from now" in late
+    cluster.command("lists", "add", "good", "m1", *allow, "--for", "90d", *WHY, code=0)
+    assert (
+        "give another name"
+        in cluster.command("lists", "add", "good", "x", "--kind", "block", "--field", "ip", *WHY, code=1).output
+    )
+    assert (
+        "a suppression needs a cap"
+        in cluster.command(
+            "lists", "add", "quiet", "m1", "--kind", "suppress", "--field", "merchant_id", "--for", "1d", *WHY, code=1
+        ).output
+    )
+    assert "has no entry 'm9'" in cluster.command("lists", "remove", "good", "m9", *WHY, code=1).output
+    cluster.settings = cluster.settings.model_copy(update={"second_approval": True})
+    change = version_of(cluster.command("lists", "add", "good", "m2", "--for", "1d", *WHY, code=0).output)
+    assert "m2" not in cluster.command("lists", "show", "good", code=0).output
+    assert "dana has proposed" in cluster.command("lists", "approve", change, *WHY, code=1).output
+    # Somebody else's change comes between: the proposed one is made on what is there by now.
+    third = version_of(cluster.command("lists", "remove", "good", "m1", *WHY, code=0).output)
+    cluster.command("lists", "approve", third, "--reason", "Yes.", "--by", "mona", code=0)
+    cluster.command("lists", "approve", change, "--reason", "Yes.", "--by", "mona", code=0)
+    shown = cluster.command("lists", "show", "good", code=0).output
+    assert ("m1" in shown, "m2" in shown) == (False, True)
+
+
+def test_what_suppressions_hide_is_counted_to_the_cent_and_ends_at_its_cap(cluster: Cluster, start: Starter) -> None:
+    cluster.publish(policy(ALL))
+    options = ("--kind", "suppress", "--for", "365d", "--cap", "400.00")
+    cluster.command("lists", "add", "quiet", "c1", "c2", "--field", "card_id", *options, *WHY, code=0)
+    cluster.command("lists", "add", "calm", "m1", "--field", "merchant_id", *options, *WHY, code=0)
+    worker = start(cluster.settings)
+    for number in range(60):
+        cluster.buy(
+            number,
+            after(seconds=number),
+            card_id=f"c{number % 4}",
+            merchant_id=f"m{number % 3}",
+            amount=round(9.37 + number, 2),
+        )
+    cluster.flush()
+    worker.until(lambda: len(cluster.decisions()) == 60)
+    for number in range(0, 60, 5):
+        cluster.say((f"c{number % 4}", f"t{number}"), after(minutes=5))
+    cluster.flush()
+    worker.until(lambda: len(cluster.read(ACCEPTED_LABELS)) == 12)
+
+    missed = msgspec.json.decode(cluster.command("lists", "missed", "--json", code=0).output)
+    frame = pd.DataFrame(map(msgspec.structs.asdict, cluster.decisions()))
+    frame["minor"] = (frame["amount_base"] * 100).round().astype(int)
+    frame["fraud"] = frame["transaction_id"].str[1:].astype(int).mod(5).eq(0) & frame["action"].ne("alert")
+    assert missed == by_pandas(frame, frame["overruled"].map(list))
+    assert sum(each["frauds"] for each in missed.values()) > 3
+    assert {name.split("/")[0] for name in missed} == {"quiet", "calm"}
+
+    # A replay overrules the same: what it says of each decision is compared.
+    again = backtest_of(order="recorded", compare_live=True, settings=cluster.settings)
+    again.run()
+    assert again.comparison is not None
+    assert (again.comparison.compared, again.comparison.differences) == (60, [])
+    over = {name for name, total in missed.items() if total["amount_minor"] >= 40_000}
+    ended = cluster.command("lists", "caps", "--once", code=0).output
+    assert {line.split()[0] for line in ended.splitlines()} == over
+    assert 0 < len(over) < 3
+    assert cluster.command("lists", "caps", "--once", code=0).output == ""
+    version = ListChanges.on(cluster.bootstrap, cluster.settings, fence=False).version
+    worker.until(lambda: f"lists version {version} is active" in worker.output)
+    for number in range(60, 90):
+        cluster.buy(number, after(seconds=number), card_id=f"c{number % 4}", merchant_id=f"m{number % 3}", amount=1.0)
+    cluster.flush()
+    worker.until(lambda: len(cluster.decisions()) == 90)
+    assert worker.stop() == 0, worker.output
+    late = [each for name, each in by_transaction(cluster).items() if int(name[1:]) >= 60]
+    names = {name for decision in late for name in decision.overruled or {}}
+    assert names.isdisjoint(over)
+    assert names
