@@ -1,22 +1,34 @@
 """``fraud-pipeline rules``: rules in files, and the set of them that is active."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import click
 
-from pipeline.commands.shared_options import Cluster, bootstrap_option, change_options, cluster
+from pipeline.broker.running import ClusterNotFound
+from pipeline.commands.rule_figures import figure_lines
+from pipeline.commands.shared_options import Cluster, F, bootstrap_option, change_options, cluster, user_name
 from pipeline.decision.rules import Rule, RuleSet
 from pipeline.models.changes import ChangeAuthor
-from pipeline.models.rule_changes import RuleChange, RuleChanges, applied, differences
+from pipeline.models.rule_changes import TESTED_DAYS, RuleChange, RuleChanges, applied, differences, refuse_dropped
 from pipeline.observability.terminal import printable
+from pipeline.settings import Settings
 from pipeline.settings.rule_files import SUFFIX, RuleFile, RuleFileError, missing_lines, read_directory, read_rule
 from schemas.times import utc_text
+
+if TYPE_CHECKING:
+    from pipeline.rules.histories import Tried
 
 _HEADER: Final = ("owner", "reason", "severity", "action")
 _directory = click.argument("directory", type=click.Path(exists=True, file_okay=False, path_type=Path))
 _rule = click.argument("rule")
+
+
+def _history(*, required: bool = False) -> Callable[[F], F]:
+    """Return the option that names a history."""
+    text = "Directory of exported topics, a file of transactions, or `topics` for those of the cluster."
+    return click.option("--on", "history", metavar="HISTORY", required=required, help=text)
 
 
 @click.group()
@@ -37,6 +49,30 @@ def check(path: Path) -> None:
         raise click.ClickException(f"{', '.join(missing)} must be declared: add these lines to features.toml")
     RuleSet(file.rule for file in files)
     click.echo(printable(f"Can be used: {', '.join(file.rule.code for file in files)}."))
+
+
+@command.command("test")
+@click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@_history(required=True)
+@bootstrap_option
+@click.option("--by", help="Who tests it.  [default: your user name]")
+def try_file(file: Path, history: str, bootstrap: str | None, by: str | None) -> None:
+    """Show what the rule of FILE would have hit in a history, without its newest 14 days.
+
+    Each test is recorded on the cluster, where one can be reached.
+    """
+    rule, settings = _usable([read_rule(file)])[0], Settings()
+    refuse_dropped([rule], settings)
+    figures = _tried(rule, history, settings, bootstrap).figures()
+    click.echo("\n".join(figure_lines(rule.code, figures)))
+    try:
+        at = cluster(bootstrap)
+    except ClusterNotFound:
+        click.echo("Not recorded: no cluster is named, or none answers.")
+        return
+    changes = RuleChanges.on(*at, fence=False)
+    changes.record_test(rule, figures.days, history, by or user_name() or "unknown")
+    click.echo(printable(f"Recorded as test {len(changes.tests(rule)) + 1} of {rule.code}."))
 
 
 @command.command("list")
@@ -61,7 +97,9 @@ def show(code: str, bootstrap: str | None) -> None:
             click.echo("\n".join(_lines(rule)))
     for activation, change in changes.history(code):
         steps = f"{change['before'] or 'new'} -> {change['after']}"
-        text = f"{utc_text(activation.activated_at)}  {steps}  by {activation.by}: {activation.reason}"
+        tested = "" if change.get("tested", True) else ", untested"
+        tests = f" (tests: {change['tests']}{tested})" if change.get("tests") or tested else ""
+        text = f"{utc_text(activation.activated_at)}  {steps}{tests}  by {activation.by}: {activation.reason}"
         click.echo(printable(text))
 
 
@@ -92,22 +130,37 @@ def apply(directory: Path, yes: bool, change: ChangeAuthor, at: Cluster) -> None
 
 @command.command()
 @_rule
+@_history()
 @change_options
-def publish(rule: str, change: ChangeAuthor, at: Cluster) -> None:
-    """Put RULE in shadow, a draft of this code or a file: it is counted and stands on decisions, and raises nothing."""
+def publish(rule: str, history: str | None, change: ChangeAuthor, at: Cluster) -> None:
+    """Put RULE in shadow, a draft of this code or a file: it is counted and stands on decisions, and raises nothing.
+
+    With --on, show then what it would have hit in the newest 14 days of a history, which `test` leaves out.
+    """
     given = _usable([read_rule(Path(rule))])[0] if rule.endswith(SUFFIX) else rule
-    _now_active(RuleChanges.on(*at()).publish(given, change))
+    bootstrap, settings = at()
+    published = RuleChanges.on(bootstrap, settings).publish(given, change)
+    _now_active(published)
+    code = given if isinstance(given, str) else given.code
+    if history and (found := published.find(code, active=False)):
+        figures = _tried(found, history, settings, bootstrap).figures(held_out=True)
+        click.echo("\n".join(figure_lines(code, figures)))
 
 
 @command.command()
 @_rule
+@click.option("--untested", is_flag=True, help="Also if it was not tested on 7 days of history.")
 @change_options
-def activate(rule: str, change: ChangeAuthor, at: Cluster) -> None:
+def activate(rule: str, untested: bool, change: ChangeAuthor, at: Cluster) -> None:
     """Make RULE, a code in shadow, active, in place of the version that was.
 
     With FRAUD_PIPELINE_SECOND_APPROVAL set, somebody else than who has put it in shadow.
     """
-    _now_active(RuleChanges.on(*at()).activate(rule, change))
+    changes = RuleChanges.on(*at())
+    rules = changes.activate(rule, change, untested=untested)
+    if (found := rules.find(rule, active=True)) and not changes.is_tested(found):
+        click.echo(printable(f"{rule} is untested: it was not tried on {TESTED_DAYS} days of history."))
+    _now_active(rules)
 
 
 @command.command()
@@ -123,6 +176,13 @@ def retire(rule: str, change: ChangeAuthor, at: Cluster) -> None:
 def adopt(change: ChangeAuthor, at: Cluster) -> None:
     """Move the rules of the active policy, of an earlier release, to the set; they stay active."""
     _now_active(RuleChanges.on(*at()).adopt(change))
+
+
+def _tried(rule: Rule, history: str, settings: Settings, bootstrap: str | None) -> "Tried":
+    # What reads a history is loaded where one is read.
+    from pipeline.rules.histories import try_rule
+
+    return try_rule(rule, history, settings, lambda: cluster(bootstrap)[0])
 
 
 def _now_active(rules: RuleSet) -> None:

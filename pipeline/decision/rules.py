@@ -1,6 +1,6 @@
 """Rules: conditions that somebody writes, and the set of them that is active. Immutable; one set for all partitions."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import lru_cache
 from typing import Any, Final, Literal, get_args
 
@@ -8,10 +8,11 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.decision.rule_program import Read, RuleProgram
+from pipeline.decision.rule_program import Read, RuleProgram, Texts
 from pipeline.expressions.trees import Condition, ExpressionError, ValueKind, check_tree, fields_in, text_of
 from pipeline.features.catalogue import ACTIVE, ATTRIBUTES, FEATURES
 from pipeline.features.checked_declaration import CONTRACT_FIELDS
+from pipeline.scoring.blend import sigmoid
 from pipeline.scoring.errors import ModelError
 from pipeline.scoring.kinds import KINDS
 from pipeline.scoring.payload import VERSION_DIGITS, decode_payload, encode_payload, payload_digest
@@ -188,6 +189,28 @@ class RuleSet:
         codes = [self.evaluated[number].code for number in numbers[:MOST_HITS]]
         active = sum(number < self.active for number in numbers[:MOST_HITS])
         return codes[:active], codes[active:]
+
+
+def reader(
+    text: Callable[[str], Texts], score: Any, log_odds: Callable[[int], Any], feature: Callable[[int], Any]
+) -> Read:
+    """Return what reads the columns of n transactions by the names in `FIELDS`.
+
+    Args:
+        text: Returns a column of texts by its name.
+        score: The blend's probabilities, shape (n,).
+        log_odds: Returns the log-odds of a model by its number in `KINDS`, shape (n,).
+        feature: Returns a feature by its number in `FEATURES`, shape (n,).
+    """
+
+    def read(name: str) -> Any:
+        if name in TEXTS:
+            return text(name)
+        if name in SCORES:
+            return score if name == SCORES[0] else sigmoid(log_odds(SCORES.index(name) - 1))
+        return feature(COLUMNS[name])
+
+    return read
 
 
 def no_hits(n: int) -> NDArray[np.object_]:

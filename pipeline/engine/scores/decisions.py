@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from pipeline.decision.policy import BY_AUDIT, BY_RULE, BY_SCORE, Policy
 from pipeline.decision.reasons import explain
-from pipeline.decision.rules import COLUMNS, TEXTS, RuleSet, no_hits
+from pipeline.decision.rules import RuleSet, no_hits, reader
 from pipeline.engine.records.columns import Reject, Transactions
 from pipeline.engine.records.subjects import Subjects
 from pipeline.engine.scores.active_models import ActiveModels
@@ -208,15 +208,8 @@ def rule_hits(
     """Return the numbers of the rules that hit each transaction, ascending; shape (n,)."""
     if not rules.evaluated:
         return no_hits(len(score))
-    texts, scores = about.text_lists(rules.texts), {kind.name: column for column, kind in enumerate(KINDS)}
-
-    def read(name: str) -> Any:
-        if name in TEXTS:
-            return texts[name]
-        if name == "score":
-            return score
-        return sigmoid(logits[:, scores[name]]) if name in scores else features[:, COLUMNS[name]]
-
+    texts = about.text_lists(rules.texts)
+    read = reader(texts.__getitem__, score, lambda kind: logits[:, kind], lambda column: features[:, column])
     return rules.hits(read, len(score))
 
 
