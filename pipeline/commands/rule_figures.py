@@ -30,7 +30,8 @@ def figure_lines(code: str, figures: "Figures") -> Iterator[str]:
     )
     yield f"  precision: {_estimate(figures.precision, share=True)}"
     yield f"  money of frauds: {figures.fraud_money:,.2f}, {_estimate(figures.fraud_money_a_day)} a day"
-    yield f"  without an alert then: {figures.new:,}, {_estimate(figures.new_a_day)} a day, of {figures.new_cards:,} cards"
+    new_a_day = _estimate(figures.new_a_day)
+    yield f"  without an alert then: {figures.new:,}, {new_a_day} a day, of {figures.new_cards:,} cards"
     yield (
         f"    of {figures.new_mature:,} mature ones, {figures.new_frauds:,} are fraud, "
         f"{figures.new_fraud_money:,.2f} in money"

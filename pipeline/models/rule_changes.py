@@ -17,7 +17,6 @@ from pipeline.scoring.errors import ModelError
 from pipeline.settings import Settings
 from schemas.messages import Activation, Assessment
 
-
 TESTED: Final = "tested"
 """Outcome of an assessment of a rule on history."""
 TESTED_DAYS: Final = 7

@@ -150,13 +150,13 @@ class Trial:
         counts = np.array([np.bincount(cell[row], minlength=cell.max() + 1) for row in counted])
         for number in np.flatnonzero(counts[_ROWS]).tolist():
             key = number // width, first + number % width
-            self._days[key] = self._days.get(key, 0) + counts[:, number]
+            self._days[key] = counts[:, number] + self._days.get(key, 0)
         for name in self.features:
             values = np.bincount(kernel[~np.isnan(columns[name])])
             self._computed.update({(number, name): count for number, count in enumerate(values.tolist()) if count})
         self.newest_us = max(self.newest_us, int(event_time_us.max()))
         for fails, rows in zip(["", *self._parts], [hit, *near], strict=True):
-            for row in np.flatnonzero(rows)[-1:].tolist():
+            for row in _last_of_days(day, rows).tolist():
                 values_read = {name: _plain(column[row]) for name, column in columns.items()}
                 at_us, name, number = int(event_time_us[row]), transaction_id(row), int(kernel[row])
                 self._examples.append(Example(at_us, name, values_read, fails, number))
@@ -220,6 +220,13 @@ def _parts(node: Node) -> Iterator[Node]:
             yield from _parts(part)
     else:
         yield node
+
+
+def _last_of_days(day: NDArray[np.int64], chosen: NDArray[np.bool_]) -> NDArray[np.intp]:
+    """Return the last chosen row of each of the newest days, so many that some are left before those held out."""
+    rows = np.flatnonzero(chosen)[::-1]
+    _, first = np.unique(day[rows], return_index=True)
+    return rows[first[-HELD_OUT_DAYS - _EXAMPLES :]]
 
 
 def _joined(parts: list[Node]) -> Node:

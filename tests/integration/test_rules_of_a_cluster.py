@@ -59,7 +59,7 @@ def test_a_rule_goes_from_a_file_to_alerts_and_a_dead_worker_leaves_no_mixture(
     assert all(not decision.rule_hits and decision.selection != "rule" for decision in found)
 
     bought(cluster, range(60, 200))
-    cluster.command("rules", "activate", "cheap", *WHY, code=0)
+    cluster.command("rules", "activate", "cheap", "--untested", *WHY, code=0)
     first.end()
     second = start(cluster.settings)
     bought(cluster, range(200, 300))
@@ -111,17 +111,51 @@ def test_rules_of_a_policy_go_on_until_they_are_adopted_and_then_in_the_set(clus
         assert (decision.selection == "rule") == (decision.amount_base > 70)
 
 
+def test_a_test_on_history_is_recorded_and_lets_a_rule_be_activated(
+    cluster: Cluster, start: Starter, tmp_path: Path
+) -> None:
+    cluster.publish()
+    file = tmp_path / "cheap.sql"
+    file.write_text(CHEAP)
+    cluster.command("rules", "publish", str(file), *WHY, code=0)
+    worker = start(cluster.settings)
+    days = 24
+    for number in range(10 * days):
+        country = ("DE", "FR", None)[number % 3]
+        at = after(number // 10, seconds=number % 10)
+        cluster.buy(number, at, card_id=f"c{number % 7}", amount=20.0 + number % 60, country=country)
+    cluster.flush()
+    worker.until(lambda: len(cluster.decisions()) == 10 * days)
+    assert worker.stop() == 0, worker.output
+    hit = [decision for decision in cluster.decisions() if decision.shadow_hits]
+    early = [decision for decision in hit if decision.event_time < after(days - 14)]
+    assert 0 < len(early) < len(hit)
+
+    assert "was not tested on 7 days" in cluster.command("rules", "activate", "cheap", *WHY, code=1).output
+    shown = cluster.command("rules", "test", str(file), "--on", "topics", "--by", "dana", code=0).output
+    assert f"{days - 14} days, {10 * (days - 14)} transactions" in shown
+    assert f"  hits: {len(early)}, " in shown
+    assert "Recorded as test 1 of cheap." in shown
+    cluster.command("rules", "retire", "cheap", *WHY, code=0)
+    shown = cluster.command("rules", "publish", str(file), "--on", "topics", *WHY, code=0).output
+    assert f"14 days, {10 * 14} transactions" in shown
+    assert f"  hits: {len(hit) - len(early)}, " in shown
+    cluster.command("rules", "activate", "cheap", *WHY, code=0)
+    assert "shadow -> active (tests: 1)  by dana" in cluster.command("rules", "show", "cheap", code=0).output
+
+
 def test_a_second_person_activates(cluster: Cluster, tmp_path: Path) -> None:
     cluster.publish()
     cluster.settings = cluster.settings.model_copy(update={"second_approval": True})
     file = tmp_path / "cheap.sql"
     file.write_text(CHEAP)
     cluster.command("rules", "publish", str(file), *WHY, code=0)
-    assert "dana has proposed rule 'cheap'" in cluster.command("rules", "activate", "cheap", *WHY, code=1).output
+    untested = cluster.command("rules", "activate", "cheap", "--untested", *WHY, code=1).output
+    assert "dana has proposed rule 'cheap'" in untested
     other = ("--reason", "It is good.", "--by", "mona")
-    cluster.command("rules", "activate", "cheap", *other, code=0)
+    cluster.command("rules", "activate", "cheap", "--untested", *other, code=0)
     shown = cluster.command("rules", "show", "cheap", code=0).output
-    assert "shadow -> active  by mona: It is good." in shown
+    assert "shadow -> active (tests: 0, untested)  by mona: It is good." in shown
     cluster.command("rules", "retire", "cheap", *other, code=0)
     published = PublishedVersions.on(cluster.bootstrap, cluster.settings)
     assert published.model_set.rules.version == RULES.version, "the same rules are the same set"

@@ -7,7 +7,9 @@ import msgspec
 import numpy as np
 import pandas as pd
 import pytest
+from click.testing import CliRunner
 
+from pipeline.cli import main
 from pipeline.exports.parquet_files import ExportError
 from pipeline.features.catalogue import FEATURES, KERNEL_VERSION
 from pipeline.learning.labels import FRAUD, LEGITIMATE
@@ -16,6 +18,7 @@ from pipeline.rules.trial import HELD_OUT_DAYS, Figures
 from pipeline.settings import Settings
 from schemas.messages import RecordPosition, Versions
 from schemas.topics import DECISION_FEATURES, DECISIONS, LABELS, TRANSACTIONS
+from tests.helpers.backtest_inputs import simulated_days, with_a_champion
 from tests.helpers.blocks import features_block
 from tests.helpers.champion import rule
 from tests.helpers.exported import export
@@ -41,7 +44,8 @@ def simulated(seed: int = 1) -> pd.DataFrame:
     frame["selection"] = np.where(frame["score"] > 0.8, "score", np.where(rng.random(n) < 0.1, "rule", None))
     frame["known"] = rng.choice(np.array([FRAUD, LEGITIMATE, None], object), n, p=[0.3, 0.3, 0.4])
     frame["others"] = [["other"] if number % 7 == 0 else [] for number in range(n)]
-    return frame
+    texts = frame[["country", "selection", "known"]].astype(object)
+    return frame.assign(**texts.where(texts.notna(), None))
 
 
 def exported(directory: Path, frame: pd.DataFrame) -> Path:
@@ -204,3 +208,42 @@ def test_positions_of_sources_join_partitions(tmp_path: Path) -> None:
     export(tmp_path, LABELS, [label(0)])
     found = tried(tmp_path, "amount > 5")
     assert (found.figures().selected, found.figures(held_out=True).selected) == ({"score": 1}, {})
+
+
+def test_a_file_is_decided_by_the_active_model_and_has_its_own_truth(tmp_path: Path) -> None:
+    days = simulated_days(40)
+    path = tmp_path / "file.parquet"
+    days.to_parquet(path)
+    settings = with_a_champion(tmp_path / "data")
+    found = try_rule(rule("tried", "amount > 40 and merchant_id <> 'M1'"), str(path), settings, lambda: "").figures()
+    day = (days["event_time"] - pd.Timestamp(days["event_time"].max().date(), tz="UTC")).dt.days
+    hits = days[(days["amount"] > 40) & (days["merchant_id"] != "M1") & (day <= -HELD_OUT_DAYS)]
+    assert len(hits) > 100
+    assert (found.hits, found.mature, found.frauds) == (len(hits), len(hits), int(hits["fraud"].sum()))
+    assert found.legitimate == len(hits) - found.frauds
+    assert found.fraud_money == round(hits.loc[hits["fraud"].astype(bool), "amount"].sum(), 2)
+    (example, *_) = [each for each in found.examples if not each.fails]
+    assert example.values["amount"] == days.set_index("transaction_id").loc[example.transaction_id, "amount"]
+
+
+def test_the_command_shows_the_figures_and_refuses_a_dropped_field(
+    history: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FRAUD_PIPELINE_DATA_DIR", str(tmp_path / "data"))
+    monkeypatch.delenv("KAFKA_BOOTSTRAP_SERVERS", raising=False)
+    file = tmp_path / "tried.sql"
+    file.write_text(f"-- code: tried\n-- owner: dana\n-- reason: A test.\n{CONDITION}\n")
+    arguments = ["rules", "test", str(file), "--on", str(history)]
+    result = CliRunner().invoke(main, arguments)
+    figures = tried(history, CONDITION).figures()
+    assert result.exit_code == 0, result.output
+    assert f"41 days, {41 * A_DAY} transactions" in result.stdout
+    assert f"  hits: {figures.hits}, {figures.hits / 41:.2f} [" in result.stdout
+    near = figures.near_misses["country = 'FR'"]
+    assert f"  not computed: {5 * A_DAY} transactions" in result.stdout
+    assert f"country = 'FR' {near}" in result.stdout
+    assert "Not recorded" in result.stdout
+    monkeypatch.setenv("FRAUD_PIPELINE_DROPPED_FIELDS", "country")
+    refused = CliRunner().invoke(main, arguments)
+    assert refused.exit_code == 1
+    assert "rules read country, which FRAUD_PIPELINE_DROPPED_FIELDS keeps out" in refused.output
