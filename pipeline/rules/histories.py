@@ -2,6 +2,7 @@
 
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -133,8 +134,8 @@ def _on_export(rule: Rule, directory: Path, settings: Settings) -> Tried:
         read = reader(
             texts.__getitem__,
             _numbers(rows, "score") if scores else None,
-            lambda kind, rows=rows: _numbers(rows, KINDS[kind].log_odds),
-            lambda column, rows=rows: _numbers(rows, f"feature_{FEATURES[column]}"),
+            partial(_log_odds, rows),
+            partial(_feature, rows),
         )
         names = rows.column("versions_kernel").combine_chunks().dictionary_encode()
         numbers = np.array([kernels.setdefault(name, len(kernels)) for name in names.dictionary.to_pylist()], np.int64)
@@ -203,7 +204,7 @@ class _ExportedTexts:
 def _coded(column: pa.Array, words: dict[str | None, int]) -> NDArray[np.int64]:
     encoded = column.cast(pa.string()).dictionary_encode(null_encoding="encode")
     numbers = [words.setdefault(word, len(words)) for word in encoded.dictionary.to_pylist()]
-    return np.array(numbers, np.int64)[encoded.indices.to_numpy()]
+    return np.array(numbers, np.int64)[np.asarray(encoded.indices, np.int64)]
 
 
 def _tables(directory: Path, topic: str, columns: Iterable[str], needed: str) -> Iterator[pa.Table]:
@@ -215,8 +216,8 @@ def _tables(directory: Path, topic: str, columns: Iterable[str], needed: str) ->
 
 def _keys(rows: pa.Table, partition: str, offset: str) -> NDArray[np.int64]:
     """Return a number for the position of each record."""
-    places = (rows.column(name).to_numpy().astype(np.int64) for name in (partition, offset))
-    return next(places) << _PARTITION_BITS | next(places)
+    numbers, offsets = (np.asarray(rows.column(name).to_numpy(), np.int64) for name in (partition, offset))
+    return numbers << _PARTITION_BITS | offsets
 
 
 def _numbers(rows: pa.Table, name: str) -> NDArray[np.float64]:
@@ -224,6 +225,14 @@ def _numbers(rows: pa.Table, name: str) -> NDArray[np.float64]:
     if name not in rows.column_names:
         return np.full(len(rows), np.nan)
     return np.asarray(rows.column(name).to_numpy(), np.float64)
+
+
+def _log_odds(rows: pa.Table, kind: int) -> NDArray[np.float64]:
+    return _numbers(rows, KINDS[kind].log_odds)
+
+
+def _feature(rows: pa.Table, column: int) -> NDArray[np.float64]:
+    return _numbers(rows, f"feature_{FEATURES[column]}")
 
 
 def _times_us(rows: pa.Table, name: str) -> NDArray[np.int64]:

@@ -150,7 +150,8 @@ class Trial:
         counts = np.array([np.bincount(cell[row], minlength=cell.max() + 1) for row in counted])
         for number in np.flatnonzero(counts[_ROWS]).tolist():
             key = number // width, first + number % width
-            self._days[key] = counts[:, number] + self._days.get(key, 0)
+            before = self._days.get(key, np.zeros(len(counts), np.int64))
+            self._days[key] = before + counts[:, number].astype(np.int64)
         for name in self.features:
             values = np.bincount(kernel[~np.isnan(columns[name])])
             self._computed.update({(number, name): count for number, count in enumerate(values.tolist()) if count})

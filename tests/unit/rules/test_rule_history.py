@@ -41,7 +41,8 @@ def simulated(seed: int = 1) -> pd.DataFrame:
     frame.loc[frame["day"] < 5, COUNTS] = np.nan
     frame["card"] = [f"c{number}" for number in rng.integers(0, 50, n)]
     frame["score"] = rng.random(n)
-    frame["selection"] = np.where(frame["score"] > 0.8, "score", np.where(rng.random(n) < 0.1, "rule", None))
+    others = rng.choice(np.array(["rule", None], object), n, p=[0.1, 0.9])
+    frame["selection"] = np.where(frame["score"] > 0.8, "score", others)
     frame["known"] = rng.choice(np.array([FRAUD, LEGITIMATE, None], object), n, p=[0.3, 0.3, 0.4])
     frame["others"] = [["other"] if number % 7 == 0 else [] for number in range(n)]
     texts = frame[["country", "selection", "known"]].astype(object)
@@ -50,7 +51,8 @@ def simulated(seed: int = 1) -> pd.DataFrame:
 
 def exported(directory: Path, frame: pd.DataFrame) -> Path:
     values: dict[Any, list[bytes]] = {TRANSACTIONS: [], DECISION_FEATURES: [], DECISIONS: [], LABELS: []}
-    for row in frame.itertuples():
+    rows: Any = frame.itertuples()
+    for row in rows:
         at, names = after(row.day, seconds=row.Index % A_DAY), {"card_id": row.card}
         extra = {"surprise": 1} if row.Index % 3 == 0 else {}
         paid = transaction(row.Index, at, amount=row.amount, country=row.country, **names, **extra)
