@@ -10,6 +10,8 @@ from pipeline.kafka.cluster.admin import failed_answer
 from pipeline.settings import Settings
 
 ANSWER_TIMEOUT_S: Final = 10.0
+SERVICE_TIMEOUT_S: Final = 60.0
+"""Longest wait of a service, which starts beside others while the broker is busy."""
 
 
 class ClusterNotFound(RuntimeError):
@@ -21,7 +23,7 @@ def demo_dir(settings: Settings) -> Path:
     return settings.data_dir / "demo"
 
 
-def find_cluster(settings: Settings) -> str:
+def find_cluster(settings: Settings, timeout_s: float = ANSWER_TIMEOUT_S) -> str:
     """Bootstrap servers: those of the settings, else the data directory's embedded broker, else that of a run there.
 
     Raises ``ClusterNotFound`` when there is none or none of them answers.
@@ -34,7 +36,7 @@ def find_cluster(settings: Settings) -> str:
             f"No embedded broker runs for {settings.data_dir.absolute()}. Start one there (`make run-pipeline`, "
             "`fraud-pipeline broker`), or name a cluster with KAFKA_BOOTSTRAP_SERVERS."
         )
-    if (failed := failed_answer(address, ANSWER_TIMEOUT_S, settings=settings)) is not None:
+    if (failed := failed_answer(address, timeout_s, settings=settings)) is not None:
         raise ClusterNotFound(
             f"No broker answers at {address}{failed}. Check that the cluster runs, KAFKA_BOOTSTRAP_SERVERS, and "
             "FRAUD_PIPELINE_KAFKA_CONFIG for its security settings."

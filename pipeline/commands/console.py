@@ -25,7 +25,7 @@ except ModuleNotFoundError as missing:
         raise
     raise click.ClickException("The console is an extra: pip install 'fraud-pipeline[console]'") from missing
 
-from pipeline.broker.running import find_cluster
+from pipeline.broker.running import SERVICE_TIMEOUT_S, find_cluster
 from pipeline.commands.option_groups import declared_options
 from pipeline.commands.shared_options import user_name
 from pipeline.observability.logs import configure_logging
@@ -122,7 +122,7 @@ def _running_parts(settings: Settings, options: ConsoleOptions, accounts: Accoun
     from pipeline.console.store import CaseStore
     from pipeline.console.tables import database_file
 
-    bootstrap, changes = find_cluster(settings), Changes()
+    bootstrap, changes = find_cluster(settings, SERVICE_TIMEOUT_S), Changes()
     instance = options.instance or f"{settings.instance}-{options.port}"
     with ExitStack() as stack:
         try:

@@ -7,7 +7,7 @@ from contextlib import closing
 
 import click
 
-from pipeline.broker.running import find_cluster
+from pipeline.broker.running import SERVICE_TIMEOUT_S, find_cluster
 from pipeline.commands.option_types import FiniteRange
 from pipeline.commands.progress import interrupts
 from pipeline.decision.budget import LOWEST_THRESHOLD
@@ -48,7 +48,7 @@ def command(*, budget_per_day: float, critical: float | None, gate: bool, once: 
         settings = Settings()
         configure_logging(settings)
         options = PacingOptions(budget_per_day, critical)
-        bootstrap = find_cluster(settings)
+        bootstrap = find_cluster(settings, SERVICE_TIMEOUT_S)
         with closing(Pacer(bootstrap, settings, options, gate=gate, stopped=stop.is_set)) as pacer:
             if once:
                 click.echo(json.dumps(_line(pacer.once())))

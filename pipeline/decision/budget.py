@@ -15,7 +15,12 @@ At 0.02 a budget of 100 cases stayed unused where 20 to 40 frauds a day hide amo
 
 
 def budget_threshold(
-    score: NDArray[np.float64], weight: NDArray[np.float64], days: float, cases_per_day: float
+    score: NDArray[np.float64],
+    weight: NDArray[np.float64],
+    days: float,
+    cases_per_day: float,
+    *,
+    exceed_for_ties: bool = False,
 ) -> float:
     """Return the lowest score at or above which there are at most ``cases_per_day`` x ``days`` cases.
 
@@ -26,6 +31,8 @@ def budget_threshold(
         weight: How many cases each stands for; shape (n,). A negative weight takes others away.
         days: Days in which the cases came.
         cases_per_day: The budget.
+        exceed_for_ties: Where cases of one score that do not fit would leave over half of the budget unused, let them
+            stand if that is nearer to the budget. A threshold that stays would never raise them.
 
     >>> budget_threshold(np.array([0.9, 0.8, 0.7, 0.6]), np.ones(4), days=1, cases_per_day=2)
     0.8
@@ -36,11 +43,15 @@ def budget_threshold(
     last_of_value = np.r_[ordered[1:] != ordered[:-1], True][: len(ordered)]
     # With negative weights a lower threshold may alert less; what was too much at a higher one stays too much.
     reached = np.maximum.accumulate(np.cumsum(weight[order])[last_of_value])
-    affordable = np.flatnonzero(reached <= cases_per_day * days + 1e-9)
-    if len(affordable) == 0:
+    budget = cases_per_day * days
+    groups = int(np.searchsorted(reached, budget + 1e-9, side="right"))
+    if exceed_for_ties and groups < len(reached):
+        used = reached[groups - 1] if groups else 0.0
+        groups += bool(used < budget / 2 and reached[groups] - budget < budget - used)
+    if groups == 0:
         top = float(ordered[0]) if len(ordered) else LOWEST_THRESHOLD
         return max(float(np.nextafter(top, 2.0)), LOWEST_THRESHOLD)
-    return max(float(ordered[last_of_value][affordable[-1]]), LOWEST_THRESHOLD)
+    return max(float(ordered[last_of_value][groups - 1]), LOWEST_THRESHOLD)
 
 
 def case_threshold(
@@ -52,7 +63,7 @@ def case_threshold(
 ) -> float:
     """Return the lowest score at or above which transactions belong to at most ``cases_per_day`` x ``days`` cases.
 
-    It is not below `LOWEST_THRESHOLD`.
+    It is not below `LOWEST_THRESHOLD`. Ties may exceed the budget, as `budget_threshold` describes.
 
     Args:
         score: Scores; shape (n,).
@@ -64,16 +75,17 @@ def case_threshold(
 
     >>> case_threshold(np.array([0.9, 0.8, 0.7, 0.6]), np.array([1, 1, 2, 3]), days=1, cases_per_day=2)
     0.7
+    >>> case_threshold(np.array([0.9, 0.9, 0.9, 0.6]), np.arange(4), days=1, cases_per_day=2)
+    0.9
     """
     highest = highest_of_cases(score, case)
     weights = np.ones(len(highest)) if weight is None else weight[highest]
-    return budget_threshold(score[highest], weights, days, cases_per_day)
+    return budget_threshold(score[highest], weights, days, cases_per_day, exceed_for_ties=True)
 
 
 def highest_of_cases(score: NDArray[np.float64], case: NDArray[np.int64]) -> NDArray[np.intp]:
     """Return the row with the highest score of each case, the first of equal ones; rows ascend."""
-    order = np.argsort(-score, kind="stable")
-    return np.sort(order[np.unique(case[order], return_index=True)[1]])
+    return _first_rows(case, np.argsort(-score, kind="stable"))
 
 
 def first_alerts(case: NDArray[np.int64], alert: NDArray[np.bool_]) -> NDArray[np.intp]:
@@ -82,7 +94,11 @@ def first_alerts(case: NDArray[np.int64], alert: NDArray[np.bool_]) -> NDArray[n
     >>> first_alerts(np.array([1, 1, 2, 2, 3]), np.array([True, True, False, True, False]))
     array([0, 3])
     """
-    rows = np.flatnonzero(alert)
+    return _first_rows(case, np.flatnonzero(alert))
+
+
+def _first_rows(case: NDArray[np.int64], rows: NDArray[np.intp]) -> NDArray[np.intp]:
+    """Return of some rows the first of each case; they ascend."""
     return np.sort(rows[np.unique(case[rows], return_index=True)[1]])
 
 

@@ -175,8 +175,6 @@ class _Check:
         self._built_in: set[str] = set()
         self._own: dict[str, Feature] = {}
         self._groups: dict[str, list[Group]] = {"card": [], "merchant": []}
-        self._windows: dict[str, tuple[Aggregate, Input | None, int]] = {}
-        """What each feature of `_groups` is of: a later table may name it again."""
         self._ratios: dict[str, list[Ratio]] = {"card": [], "merchant": []}
         self._functions: list[FunctionFeature] = []
         self._chosen: set[str] = set()
@@ -348,6 +346,11 @@ class _Check:
         given = None if where is None and field in ("", "amount") else Input(field, where, kind)
         windows = sorted(spans, key=spans.__getitem__)
         label = table.name or "_".join(filter(None, (aggregate.name, table.field)))
+        earlier = {
+            name: (group.aggregate, group.input, us)
+            for group in self._groups[table.entity]
+            for name, us in zip(group.names, group.windows_us, strict=True)
+        }
         added = list[str]()
         condition = "" if where is None else f", where {text_of(where)}"
         for window in windows:
@@ -357,13 +360,11 @@ class _Check:
                 table.entity, label, _unit(aggregate, field), words,
                 f"{aggregate.definition.format(field=field)}{condition}", WINDOW_REASON, window,
             )  # fmt: skip
-            reading = aggregate, given, spans[window]
-            if self._windows.get(feature.name) == reading:
+            if earlier.get(feature.name) == (aggregate, given, spans[window]):
                 # As of built-in features, the last table says whether it is trained on.
                 self._chosen.add(feature.name)
                 continue
             self._add(feature)
-            self._windows[feature.name] = reading
             added.append(window)
         if added:
             names = tuple(f"{table.entity}_{label}_{window}" for window in added)

@@ -9,7 +9,7 @@ import numpy as np
 from msgspec import Meta
 from numpy.typing import NDArray
 
-from pipeline.decision.budget import case_numbers, case_threshold, highest_of_cases
+from pipeline.decision.budget import budget_threshold, case_numbers, highest_of_cases
 from pipeline.decision.policy import Policy
 from pipeline.learning.regimes import LabelRegime
 from pipeline.learning.report_delays import FALLBACK, ReportDelays, described_by_source
@@ -294,9 +294,10 @@ def policy_for(rows: ServedRows, model: LightGBMModel, champion: Champion, limit
     score = _scored(newest, champion, model)
     # A shorter history has fewer days.
     days = max((now_us - int(newest.event_time_us[0])) / US_PER_DAY, 1.0)
-    case = case_numbers(newest.card, newest.event_time_us)
-    threshold = case_threshold(score, case, days, limits.alerts_per_day)
-    highest = highest_of_cases(score, case)
+    highest = highest_of_cases(score, case_numbers(newest.card, newest.event_time_us))
+    threshold = budget_threshold(
+        score[highest], np.ones(len(highest)), days, limits.alerts_per_day, exceed_for_ties=True
+    )
     metadata = {
         "alerts_per_day": limits.alerts_per_day,
         "threshold_days": round(days, 3),

@@ -15,21 +15,18 @@ LOGIT_BOUND = 15.0
 MASK = (1 << 64) - 1
 
 LOGARITHMS = (
-    "amount", "card_count_1d", "card_min_1d", "card_count_30d",
-    "card_seconds_since_last", "card_outlier_count_7d",
+    "amount", "card_count_1d", "card_min_1d", "card_count_30d", "card_seconds_since_last", "card_outlier_count_7d",
     "card_outlier_count_30d", "card_merchant_count", "card_regular_mean_30d", "card_amount_to_regular",
-    "card_seconds_since_outlier", "merchant_count_1d", "merchant_count_30d",
-    "merchant_amount_to_mean", "merchant_unexplained_fraud_30d",
-    "merchant_unreported_since_fraud", "merchant_fraud_run_seconds", "merchant_seconds_since_first",
+    "card_seconds_since_outlier", "merchant_count_1d", "merchant_count_30d", "merchant_amount_to_mean",
+    "merchant_unexplained_fraud_30d", "merchant_unreported_since_fraud", "merchant_fraud_run_seconds",
+    "merchant_seconds_since_first",
 )  # fmt: skip
 MISSING = ("card_regular_mean_30d", "card_seconds_since_outlier", "merchant_unreported_since_fraud")
 ZERO = ("card_merchant_count", "merchant_unreported_since_fraud")
 AMOUNT_EDGES = (10.0, 30.0, 100.0, 300.0, 1000.0)
 HOUR_EDGES = (4.0, 8.0, 12.0, 16.0, 20.0)
-WINDOWS = (
-    "card_usual_hour_30d", "merchant_new_cards_3d", "merchant_bursts_3d",
-)  # fmt: skip
-"""Declared by the packaged set."""
+WINDOWS = ("card_usual_hour_30d", "merchant_new_cards_3d", "merchant_bursts_3d")
+"""Windows that the packaged set declares."""
 LAYER_INPUTS = len(LOGARITHMS) + len(MISSING) + len(ZERO) + len(AMOUNT_EDGES) + len(HOUR_EDGES) + 2 + 2 * len(WINDOWS)
 LEARNING_RATE = 0.001
 INPUT_BOUND = 3.0

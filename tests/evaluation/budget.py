@@ -2,7 +2,6 @@
 
 from collections.abc import Collection, Iterator, Mapping
 from datetime import datetime, timedelta
-from functools import lru_cache
 from pathlib import Path
 from typing import Final
 
@@ -10,12 +9,11 @@ import numpy as np
 
 from pipeline.decision.budget import case_numbers, case_threshold, first_alerts
 from pipeline.decision.pacing import PacingOptions
-from pipeline.learning.regimes import LabelRegime
 from pipeline.replay.replayer import EPOCH
 from pipeline.scoring.blend import sigmoid
 from schemas.times import US_PER_DAY
 from tests.evaluation import attacks, detection
-from tests.evaluation.detection import ALL, FRAUDS, LATE, TOP, Data, at
+from tests.evaluation.detection import ALL, FRAUDS, LATE, TOP, at
 from tests.evaluation.histories import History
 from tests.evaluation.parts import Found, Part, Table, Unit, markdown
 from tests.evaluation.worlds.families import CHOOSING, FAMILIES
@@ -51,12 +49,7 @@ def kept(history: History, start: datetime, end: datetime) -> Found:
 
 def of_file(file: Path, regime: str, start: str, end: str) -> Found:
     """Return the figures of some days of the file."""
-    return kept(_history(file, REGIMES[regime]), at(start), at(end))
-
-
-@lru_cache(maxsize=1)
-def _history(file: Path, regime: LabelRegime) -> History:
-    return History(Data.from_file(file), regime)
+    return kept(History.from_file(file, REGIMES[regime]), at(start), at(end))
 
 
 def of_world(family: str, seed: int) -> Found:

@@ -6,7 +6,9 @@ backtest computes the features again for each range, which takes most of the tim
 
 from collections.abc import Iterator
 from datetime import datetime, timedelta
+from functools import lru_cache
 from itertools import pairwise
+from pathlib import Path
 from typing import Final, NamedTuple
 
 import numpy as np
@@ -48,6 +50,12 @@ class History:
     def __init__(self, data: Data, regime: LabelRegime, train_from: datetime | None = None) -> None:
         self.data, self.regime, self._train_from = data, regime, train_from
         self._set = history_of(data.frame, regime).training_set()
+
+    @staticmethod
+    @lru_cache(maxsize=1)
+    def from_file(file: Path, regime: LabelRegime) -> "History":
+        """Return the history of a file; what was computed last is kept, as by `Data.from_file`."""
+        return History(Data.from_file(file), regime)
 
     def rows(self, start: datetime, end: datetime) -> NDArray[np.int64]:
         """Return the rows of some days."""

@@ -3,7 +3,6 @@
 import tempfile
 from collections.abc import Collection, Iterator, Mapping
 from datetime import timedelta
-from functools import lru_cache
 from pathlib import Path
 from typing import Any, Final
 
@@ -35,13 +34,8 @@ def months_units(file: Path, final: bool, only: Collection[str]) -> list[Unit]:
 
 def of_month(file: Path, start: str, end: str) -> Found:
     """Return the figures of some days."""
-    history = _history(file)
+    history = History.from_file(file, FRAUDS)
     return figures(history.data, history.scored(at(start), at(end)))
-
-
-@lru_cache(maxsize=1)
-def _history(file: Path) -> History:
-    return History(Data.from_file(file), FRAUDS)
 
 
 def months_tables(found: Mapping[str, Found]) -> Iterator[Table]:

@@ -7,7 +7,6 @@ Families that judge are never read.
 import tomllib
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from datetime import datetime
-from functools import lru_cache
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -18,7 +17,7 @@ from scipy.stats import ttest_1samp
 from pipeline.features.catalogue import DEFAULT_FEATURES, FEATURES
 from pipeline.training.fit import TrainingConfig
 from tests.evaluation import detection
-from tests.evaluation.detection import FRAUDS, Data, at, difference
+from tests.evaluation.detection import FRAUDS, at, difference
 from tests.evaluation.histories import History
 from tests.evaluation.parts import Found, Part, Table, Unit, compared, markdown
 from tests.evaluation.worlds.families import CHOOSING, FAMILIES
@@ -29,7 +28,7 @@ SEEDS: Final = (11, 12, 13)
 FOLDS: Final = "folds"
 DEFAULT: Final = "default"
 SMALLER: Final = TrainingConfig(legitimate_rows=30_000, trees=250, early_stopping_rounds=0)
-"""What all sets are trained by: half of the time, and as many trees each.
+"""Training of all sets: half of the time, and as many trees each.
 
 Early stopping chooses between 12 and 300 trees for sets that hardly differ, which hides what the features do.
 """
@@ -85,12 +84,7 @@ def _ordered(chosen: Collection[str]) -> tuple[str, ...]:
 
 def of_fold(file: Path, start: str, end: str) -> Found:
     """Return the figures of each set on a fold."""
-    return _figures(_history(file), at(start), at(end))
-
-
-@lru_cache(maxsize=1)
-def _history(file: Path) -> History:
-    return History(Data.from_file(file), FRAUDS)
+    return _figures(History.from_file(file, FRAUDS), at(start), at(end))
 
 
 def of_world(family: str, seed: int) -> Found:

@@ -14,7 +14,7 @@ import msgspec
 import pandas as pd
 
 from pipeline.engine.scores.block_messages import read_messages
-from pipeline.features.catalogue import FEATURES, WINDOW_FEATURES
+from pipeline.features.catalogue import ACTIVE, FEATURES, WINDOW_FEATURES
 from schemas.messages import (
     DecisionFeatures,
     ProfiledLabel,
@@ -29,14 +29,17 @@ from tests.reference.declared import features_of
 from tests.reference.features import card_features, merchant_features
 
 Key = tuple[str, str]
+_PACKAGED_FILE = Path(__file__).parents[2] / "pipeline" / "data" / "features.toml"
 PACKAGED: dict[str, Any] = {
     "features": [
         table
-        for table in tomllib.loads(Path("pipeline/data/features.toml").read_text(encoding="utf-8"))["features"]
+        for table in tomllib.loads(_PACKAGED_FILE.read_text(encoding="utf-8"))["features"]
         if "where" in table or table["aggregate"] == "usual_hour"
     ]
 }
 """Windows that the packaged set declares: all that is not built in."""
+CARRIED = frozenset(feature.name for feature in ACTIVE.carried)
+"""Inputs of merchants' windows, which are no features of the reference."""
 COUNTING = ("purchase", "cash")
 READS = ("transactions", "rerouted")
 
@@ -77,7 +80,10 @@ def expected_features(profiled: Iterable[Record], progress: Iterable[Record] = (
 
 
 def windows_of(entity: str, frame: pd.DataFrame) -> pd.DataFrame:
-    """Return the windows that the packaged set declares of an entity, of rows of one partition."""
+    """Return the windows that the packaged set declares of an entity, of rows of one partition.
+
+    Of several where ``frame`` has ``partition_newest_us``.
+    """
     found = features_of(entity, PACKAGED, frame.assign(**{f"{entity}_partition": 0}))
     return found[[name for name in found if name in WINDOW_FEATURES]]
 
@@ -109,8 +115,7 @@ def differences(rows: Iterable[DecisionFeatures], expected: Mapping[Key, Mapping
         if tuple(decision.features) != FEATURES:
             found.append(f"{key} has other features than the kernel")
         for name, served in decision.features.items():
-            if name.startswith("input_"):
-                # What only travels to the merchants' windows.
+            if name in CARRIED:
                 continue
             right = expected[key][name]
             same = math.isnan(right) if served is None else math.isclose(served, right, rel_tol=1e-9, abs_tol=1e-9)

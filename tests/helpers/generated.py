@@ -160,7 +160,7 @@ def _field_of(aggregate: Aggregate) -> str:
 
 
 def features_table() -> str:
-    """Every built-in feature and packaged window with its unit and meaning; the page defines it above."""
+    """Return built-in features and packaged windows with units and meanings; the page defines them above."""
     return _table(
         ("feature", "by default", "unit", "meaning"),
         (
@@ -358,7 +358,7 @@ def filled(page: str) -> str:
 if __name__ == "__main__":
     if (packaged := packaged_features()) != PACKAGED_FEATURES.read_text(encoding="utf-8"):
         PACKAGED_FEATURES.write_text(packaged, encoding="utf-8")
-        # The pages tell of the features of another process, which has read the file.
+        # The pages show the features of another process, which has read the file.
         os.execv(sys.executable, [sys.executable, "-m", "tests.helpers.generated"])
     for path in PARTS:
         (ROOT / path).write_text(filled(path), encoding="utf-8")

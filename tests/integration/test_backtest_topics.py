@@ -310,7 +310,7 @@ def test_a_day_is_found_by_the_time_of_its_records(cluster: Cluster) -> None:
     cluster.flush()
     result = backtest_of(settings=cluster.settings, start=after(150), end=after(151)).run()
     assert list(result.variants[0].decisions["transaction_id"]) == ["t150"]
-    # 67 days before, and not more.
-    assert result.warm_up_from_us == round(after(83).timestamp() * 1e6)
+    # The reach of features and the label delay before, and not more.
+    assert result.warm_up_from_us == round(after(80).timestamp() * 1e6)
     assert result.warnings == []
-    assert timedelta(days=67).total_seconds() * 1e6 == result.from_us - result.warm_up_from_us
+    assert timedelta(days=70).total_seconds() * 1e6 == result.from_us - result.warm_up_from_us

@@ -39,7 +39,8 @@ def declared_features(declaration: Mapping[str, Any], frame: pd.DataFrame) -> pd
         declaration: Tables of the file.
         frame: Transactions in log order: texts and numbers by the names that filters know, None or NaN for none;
             ``event_time_us``, ``amount_minor``, ``counts``, and the partition of each entity, ``card_partition`` and
-            ``merchant_partition``.
+            ``merchant_partition``. Where a log is not whole, ``partition_newest_us`` has the newest event time
+            before each row.
     """
     cards = features_of("card", declaration, frame)
     # A merchant's filter reads any feature of the card.
@@ -75,8 +76,9 @@ def histories(frame: pd.DataFrame, entity: str, horizon: int) -> list[list[int]]
     newest: dict[int, int] = {}
     entered: dict[str, list[int]] = {}
     found = []
+    known = frame["partition_newest_us"].tolist() if "partition_newest_us" in frame else None
     for row, (time, name, partition) in enumerate(zip(times, names, partitions, strict=True)):
-        floor = newest.get(partition, -(2**62)) - horizon
+        floor = (newest.get(partition, -(2**62)) if known is None else known[row]) - horizon
         earlier = entered.setdefault(name, [])
         found.append(sorted((r for r in earlier if floor < times[r] <= time), key=lambda r: (times[r], r)))
         if counts[row]:

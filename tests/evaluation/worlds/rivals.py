@@ -39,7 +39,7 @@ _XGBOOST: Final[dict[str, Any]] = {
 _RIVER_EXAMPLES: Final = 5_000
 """About so many legitimate rows are learned one by one, and all frauds; a forest takes 3 ms for each."""
 _RIVER_SCORES: Final = 20_000
-"""Of more rows to score, every second day is scored, or every third, and so on."""
+"""Most rows to score; of more, every second day is scored, or every third, and so on."""
 
 
 class Task(NamedTuple):

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from pipeline.features.catalogue import FEATURES
 from pipeline.learning.regimes import LabelRegime
 from pipeline.replay.messages import event_times_us, identities_of
-from tests.helpers.expected import windows_of
+from tests.helpers.expected import CARRIED, windows_of
 from tests.helpers.features import KnownLabels, compute_features, history_of, labels_known
 from tests.helpers.logs import START, after, microseconds
 from tests.reference.features import card_features, card_outliers, merchant_features
@@ -76,8 +76,7 @@ def test_features_are_those_of_the_reference(seed: int) -> None:
     labels = labels_known(known_us, fraud, regime.corrected_at_us(known_us, identity))
     features = history_of(frame, regime).training_set().features
     assert features.shape == (len(frame), len(FEATURES))
-    # What only travels to the merchants' windows is no feature of the reference.
-    names = [name for name in FEATURES if not name.startswith("input_")]
+    names = [name for name in FEATURES if name not in CARRIED]
     found = features[:, [FEATURES.index(name) for name in names]]
     np.testing.assert_allclose(found, reference(frame, labels)[names].to_numpy(float), rtol=1e-9, atol=1e-9)
     assert sum(column(features, "merchant_known_fraud_30d")) > 0

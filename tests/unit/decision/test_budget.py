@@ -48,7 +48,6 @@ def test_no_transaction_has_no_case() -> None:
 
 
 def test_many_high_scores_of_a_card_are_one_case() -> None:
-    """As in the testing of a stolen card."""
     score = np.concatenate([np.linspace(0.9, 0.95, 50), [0.8, 0.7, 0.6]])
     card = np.concatenate([np.zeros(50, np.int64), [1, 2, 3]])
     case = case_numbers(card, np.arange(53) * 60_000_000)
@@ -64,10 +63,29 @@ def test_a_card_that_goes_on_is_a_case_a_day() -> None:
 
 def test_a_case_weighs_as_much_as_its_highest_score() -> None:
     score, case = np.array([0.9, 0.8, 0.7, 0.6]), np.array([1, 1, 2, 3])
-    weight = np.array([1.0, 50.0, 10.0, 1.0])
+    weight = np.array([6.0, 50.0, 5.0, 1.0])
     np.testing.assert_array_equal(highest_of_cases(score, case), [0, 2, 3])
     assert case_threshold(score, case, 1.0, 10.9, weight) == 0.9
     assert case_threshold(score, case, 1.0, 11.0, weight) == 0.7
+
+
+@pytest.mark.parametrize(
+    ("tied", "budget", "raised"),
+    [(20, 12.6, 20), (25, 12.6, 25), (26, 12.6, 0), (8, 12.6, 12)],
+)
+def test_many_cases_of_the_highest_score_are_not_left_alone(tied: int, budget: float, raised: int) -> None:
+    # So a small population's trees score: all certain frauds alike.
+    score = np.r_[np.full(tied, 0.94), np.linspace(0.9, 0.1, 30)]
+    case = np.arange(len(score))
+    threshold = case_threshold(score, case, 7.0, budget / 7)
+    assert np.count_nonzero(score >= threshold) == raised
+    # A budget that is followed hour by hour makes up for them later.
+    assert np.count_nonzero(score >= budget_threshold(score, np.ones(len(score)), 7.0, budget / 7)) <= budget
+
+
+def test_ties_beyond_a_half_used_budget_stay_out() -> None:
+    score = np.r_[[0.99] * 7, [0.9] * 6]
+    assert case_threshold(score, np.arange(13), 1.0, 12.6) == 0.99
 
 
 def test_of_a_case_s_alerts_the_first_counts() -> None:

@@ -89,7 +89,7 @@ def trained(text: str) -> set[str]:
 
 
 def test_a_window_may_be_declared_again() -> None:
-    """As one that the extended set has, so that a file need not know what that declares."""
+    """A file need not know what the set declares that it extends."""
     window = "[[features]]\nentity = 'card'\naggregate = 'min'\nwindows = ['2d']\nwhere = 'hour < 6'\nname = 'night'\n"
     assert trained(2 * window) == trained(window) == TRAINED | {"card_night_2d"}
     assert trained(f"{2 * window}train = false\n") == TRAINED
