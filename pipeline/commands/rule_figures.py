@@ -8,7 +8,7 @@ from pipeline.observability.terminal import printable
 from schemas.times import US_PER_DAY
 
 if TYPE_CHECKING:
-    from pipeline.rules.trial import Estimate, Example, Figures
+    from pipeline.rules.trial import Estimate, Figures, HistoryExample
 
 
 def figure_lines(code: str, figures: "Figures") -> Iterator[str]:
@@ -55,7 +55,7 @@ def _counts(title: str, counts: dict[str, int]) -> Iterator[str]:
         yield printable(f"  {title}: {', '.join(f'{name} {count:,}' for name, count in counts.items())}")
 
 
-def _examples(examples: "Iterable[Example]") -> Iterator[str]:
+def _examples(examples: "Iterable[HistoryExample]") -> Iterator[str]:
     titles: set[str] = set()
     for example in examples:
         if example.fails not in titles:

@@ -1,12 +1,14 @@
 """``fraud-pipeline rules``: rules in files, and the set of them that is active."""
 
 from collections.abc import Callable, Iterable, Iterator
+from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import click
 
 from pipeline.broker.running import ClusterNotFound
+from pipeline.commands.option_types import Moment
 from pipeline.commands.rule_figures import figure_lines
 from pipeline.commands.shared_options import Cluster, F, bootstrap_option, change_options, cluster, user_name
 from pipeline.decision.rules import Rule, RuleSet
@@ -15,10 +17,10 @@ from pipeline.models.rule_changes import TESTED_DAYS, RuleChange, RuleChanges, a
 from pipeline.observability.terminal import printable
 from pipeline.settings import Settings
 from pipeline.settings.rule_files import SUFFIX, RuleFile, RuleFileError, missing_lines, read_directory, read_rule
-from schemas.times import utc_text
+from schemas.times import SECONDS_PER_DAY, utc_text
 
 if TYPE_CHECKING:
-    from pipeline.rules.histories import Tried
+    from pipeline.rules.trial import Figures
 
 _HEADER: Final = ("owner", "reason", "severity", "action")
 _directory = click.argument("directory", type=click.Path(exists=True, file_okay=False, path_type=Path))
@@ -54,16 +56,20 @@ def check(path: Path) -> None:
 @command.command("test")
 @click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @_history(required=True)
+@click.option("--from", "start", type=Moment(), help="First day (UTC).  [default: that of the history]")
+@click.option("--to", "end", type=Moment(), help="Day to end before.  [default: 14 days before the newest one ends]")
 @bootstrap_option
 @click.option("--by", help="Who tests it.  [default: your user name]")
-def try_file(file: Path, history: str, bootstrap: str | None, by: str | None) -> None:
+def try_file(
+    file: Path, history: str, start: datetime | None, end: datetime | None, bootstrap: str | None, by: str | None
+) -> None:
     """Show what the rule of FILE would have hit in a history, without its newest 14 days.
 
     Each test is recorded on the cluster, where one can be reached.
     """
     rule, settings = _usable([read_rule(file)])[0], Settings()
     refuse_dropped([rule], settings)
-    figures = _tried(rule, history, settings, bootstrap).figures()
+    figures = _figures(rule, history, settings, bootstrap, first=_day(start), end=_day(end))
     click.echo("\n".join(figure_lines(rule.code, figures)))
     try:
         at = cluster(bootstrap)
@@ -143,7 +149,7 @@ def publish(rule: str, history: str | None, change: ChangeAuthor, at: Cluster) -
     _now_active(published)
     code = given if isinstance(given, str) else given.code
     if history and (found := published.find(code, active=False)):
-        figures = _tried(found, history, settings, bootstrap).figures(held_out=True)
+        figures = _figures(found, history, settings, bootstrap, held_out=True)
         click.echo("\n".join(figure_lines(code, figures)))
 
 
@@ -178,11 +184,17 @@ def adopt(change: ChangeAuthor, at: Cluster) -> None:
     _now_active(RuleChanges.on(*at()).adopt(change))
 
 
-def _tried(rule: Rule, history: str, settings: Settings, bootstrap: str | None) -> "Tried":
+def _figures(rule: Rule, history: str, settings: Settings, bootstrap: str | None, **chosen: Any) -> "Figures":
     # What reads a history is loaded where one is read.
-    from pipeline.rules.histories import try_rule
+    from pipeline.rules.histories import read_history
+    from pipeline.rules.trial import Trial
 
-    return try_rule(rule, history, settings, lambda: cluster(bootstrap)[0])
+    trial = Trial(rule)
+    return trial.figures(read_history(trial, history, settings, lambda: cluster(bootstrap)[0]), **chosen)
+
+
+def _day(time: datetime | None) -> int | None:
+    return None if time is None else int(time.timestamp() // SECONDS_PER_DAY)
 
 
 def _now_active(rules: RuleSet) -> None:

@@ -1,10 +1,10 @@
-"""Histories that a rule is tried on: exported topics, the topics themselves, or a file."""
+"""Histories that rules are tried on: exported topics, the topics themselves, or a file."""
 
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 import msgspec
 import numpy as np
@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from pipeline.backtest.api import Backtest
 from pipeline.backtest.input.acceptance import Acceptance
 from pipeline.backtest.labels.final_labels import FinalLabels
-from pipeline.decision.rule_program import Texts
-from pipeline.decision.rules import COLUMNS, Rule, reader
+from pipeline.decision.rule_program import CodedTexts, Texts
+from pipeline.decision.rules import COLUMNS, reader
 from pipeline.engine.records.columns import digest_keys, name_keys
 from pipeline.engine.scores.decisions import SELECTIONS, Decisions
 from pipeline.exports.intended_contents import export_batches, require_export
@@ -27,7 +27,7 @@ from pipeline.features.catalogue import ACTIVE, FEATURES
 from pipeline.features.feature_set import is_comparable
 from pipeline.history import table_columns
 from pipeline.learning.labels import FRAUD, KNOWN, LEGITIMATE, NOTHING
-from pipeline.rules.trial import Figures, Hits, Trial
+from pipeline.rules.hits import Counted, History, Hits
 from pipeline.scoring.kinds import KINDS
 from pipeline.settings import Settings
 from pipeline.settings.kernel_options import card_options
@@ -51,24 +51,11 @@ _ANY_TIME_US: Final = 2**62
 _LABEL: Final = ["card_id", "transaction_id", "label", "source", "labelled_at"]
 
 
-class Tried(NamedTuple):
-    """A rule that was tried on a history."""
-
-    trial: Trial
-    hits: Hits
-    maturity_us: int
-    kernels: frozenset[int]
-
-    def figures(self, *, held_out: bool = False) -> Figures:
-        """Return what it would have done, as `Trial.figures`."""
-        return self.trial.figures(self.hits, self.maturity_us, self.kernels, held_out=held_out)
-
-
-def try_rule(rule: Rule, history: str, settings: Settings, cluster: Callable[[], str]) -> Tried:
-    """Try a rule on a directory of exported topics, on a file, or on `TOPICS`.
+def read_history(counted: Counted, history: str, settings: Settings, cluster: Callable[[], str]) -> History:
+    """Let rules count a directory of exported topics, a file, or `TOPICS`.
 
     Args:
-        rule: The rule.
+        counted: What counts.
         history: Path of a directory or a file, or `TOPICS`.
         settings: Settings of the cluster.
         cluster: Returns the address of the cluster; called for `TOPICS` only.
@@ -80,29 +67,29 @@ def try_rule(rule: Rule, history: str, settings: Settings, cluster: Callable[[],
     """
     if history == TOPICS:
         with tempfile.TemporaryDirectory() as directory:
-            wanted = [named(name, settings.topics) for name in _topics(Trial(rule), settings)]
+            wanted = [named(name, settings.topics) for name in _topics(counted, settings)]
             TopicExport(cluster(), settings, Path(directory), wanted).run()
-            return _on_export(rule, Path(directory), settings)
+            return _on_export(counted, Path(directory), settings)
     path = Path(history)
-    return _on_export(rule, path, settings) if path.is_dir() else _on_file(rule, path, settings)
+    return _on_export(counted, path, settings) if path.is_dir() else _on_file(counted, path, settings)
 
 
-def _topics(trial: Trial, settings: Settings) -> list[str]:
-    texts = [TRANSACTIONS.name] if {*trial.texts} - {*_OWN_TEXTS} else []
+def _topics(counted: Counted, settings: Settings) -> list[str]:
+    texts = [TRANSACTIONS.name] if {*counted.texts} - {*_OWN_TEXTS} else []
     return [DECISION_FEATURES.name, DECISIONS.name, *texts, *settings.label_topics]
 
 
-def _on_file(rule: Rule, path: Path, settings: Settings) -> Tried:
+def _on_file(counted: Counted, path: Path, settings: Settings) -> History:
     """Let the registry's active model decide the file, by its features and scores."""
-    trial, parts = Trial(rule), list[Hits]()
+    parts = list[Hits]()
 
     def take(_: str, decided: Decisions) -> None:
         taken, features, logits = decided.transactions, decided.features, decided.logits
-        texts, rules = taken.text_lists(trial.texts), decided.models.evaluated_rules
+        texts, rules = taken.text_lists(counted.texts), decided.models.evaluated_rules
         read = reader(
             texts.__getitem__, decided.score, lambda kind: logits[:, kind], lambda column: features[:, column]
         )
-        rows = trial.take(
+        rows = counted.take(
             read, taken.event_time_us, np.zeros(len(decided), np.int64), lambda row: taken.transaction_id[row].as_py()
         )
         truth = np.full(len(rows), _NOTHING) if taken.truth is None else taken.truth[rows]
@@ -115,22 +102,21 @@ def _on_file(rule: Rule, path: Path, settings: Settings) -> Tried:
         parts.append(Hits(taken.event_time_us[rows], amount, kernel, card, why, _objects(codes), *of_truth))
 
     Backtest(path, settings=settings).each(take)
-    return Tried(trial, _concatenated(parts), 0, frozenset({0}))
+    return History(_concatenated(parts), 0, frozenset({0}))
 
 
-def _on_export(rule: Rule, directory: Path, settings: Settings) -> Tried:
-    trial = Trial(rule)
-    topics = _topics(trial, settings)
+def _on_export(counted: Counted, directory: Path, settings: Settings) -> History:
+    topics = _topics(counted, settings)
     require_export(directory, topics[: -len(settings.label_topics)], topics)
-    own, others = [[name for name in trial.texts if (name in _OWN_TEXTS) is is_own] for is_own in (True, False)]
+    own, others = [[name for name in counted.texts if (name in _OWN_TEXTS) is is_own] for is_own in (True, False)]
     exported = _ExportedTexts(directory, others, settings) if others else None
     kernels: dict[str, int] = {}
     parts, keys, digests = list[Hits](), [np.empty(0, np.int64)], [np.empty((0, 2), np.int64)]
-    read_columns = {f"feature_{FEATURES[COLUMNS[name]]}" for name in trial.features} | {*own, *_READ}
-    scores = {"score", *(kind.log_odds for kind in KINDS)} if trial.scores else set()
+    read_columns = {f"feature_{FEATURES[COLUMNS[name]]}" for name in counted.features} | {*own, *_READ}
+    scores = {"score", *(kind.log_odds for kind in KINDS)} if counted.scores else set()
     for rows in _tables(directory, DECISION_FEATURES.name, [*read_columns, *scores], "event_time"):
         key = _keys(rows, *_SOURCE)
-        texts = {name: rows.column(name).to_pylist() for name in own} | (exported.of(key) if exported else {})
+        texts = {name: _coded_texts(rows, name) for name in own} | (exported.texts_at(key) if exported else {})
         read = reader(
             texts.__getitem__,
             _numbers(rows, "score") if scores else None,
@@ -140,7 +126,7 @@ def _on_export(rule: Rule, directory: Path, settings: Settings) -> Tried:
         names = rows.column("versions_kernel").combine_chunks().dictionary_encode()
         numbers = np.array([kernels.setdefault(name, len(kernels)) for name in names.dictionary.to_pylist()], np.int64)
         event_us, kernel = _times_us(rows, "event_time"), numbers[names.indices.to_numpy()]
-        found = trial.take(read, event_us, kernel, lambda row, rows=rows: rows.column("transaction_id")[row].as_py())
+        found = counted.take(read, event_us, kernel, lambda row, rows=rows: rows.column("transaction_id")[row].as_py())
         hit = rows.select(["card_id", "transaction_id", "amount_base"]).take(pa.array(found))
         cards, ids = (hit.column(name).combine_chunks() for name in ("card_id", "transaction_id"))
         unknown = np.zeros(len(found), np.bool_)
@@ -158,7 +144,7 @@ def _on_export(rule: Rule, directory: Path, settings: Settings) -> Tried:
         selection=selection, others=codes, fraud=known == _FRAUD, legitimate=known == _LEGITIMATE
     )
     comparable = frozenset(number for name, number in kernels.items() if is_comparable(name))
-    return Tried(trial, hits, round(settings.maturity_days * US_PER_DAY), comparable)
+    return History(hits, round(settings.maturity_days * US_PER_DAY), comparable)
 
 
 class _ExportedTexts:
@@ -176,16 +162,16 @@ class _ExportedTexts:
         key = np.concatenate(keys)
         order = np.argsort(key, kind="stable")
         self._keys, self._codes = key[order], np.concatenate(codes, axis=1)[:, order]
-        self._texts = [np.array([*words], object) for words in self._words.values()]
+        self._texts = [[*words] for words in self._words.values()]
 
-    def of(self, key: NDArray[np.int64]) -> dict[str, Texts]:
+    def texts_at(self, key: NDArray[np.int64]) -> dict[str, Texts]:
         """Return the texts of some records, by name; None where the export lacks a record."""
         if not len(self._keys):
             return {name: [None] * len(key) for name in self._words}
         at = np.searchsorted(self._keys, key).clip(max=len(self._keys) - 1)
         there = self._keys[at] == key
         columns = zip(self._words, self._texts, self._codes, strict=True)
-        return {name: texts[np.where(there, codes[at], 0)].tolist() for name, texts, codes in columns}
+        return {name: CodedTexts(np.where(there, codes[at], 0), texts) for name, texts, codes in columns}
 
     def _coded(self, rows: pa.Table) -> Iterator[NDArray[np.int64]]:
         """Yield a number for each text of a column; what columns do not say is read from the record's bytes."""
@@ -199,6 +185,11 @@ class _ExportedTexts:
             codes[kept] = 0
             codes[kept[accepted.row]] = _coded(accepted.text(name), words)
             yield codes
+
+
+def _coded_texts(rows: pa.Table, name: str) -> Texts:
+    encoded = rows.column(name).combine_chunks().dictionary_encode(null_encoding="encode")
+    return CodedTexts(np.asarray(encoded.indices, np.int64), encoded.dictionary.to_pylist())
 
 
 def _coded(column: pa.Array, words: dict[str | None, int]) -> NDArray[np.int64]:

@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterator
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 import msgspec
 import numpy as np
@@ -12,6 +12,7 @@ from pipeline.backtest.metrics.bootstrap import interval, resampled
 from pipeline.decision.rule_program import Read, RuleProgram
 from pipeline.decision.rules import FIELDS, SCORES, TEXTS, Rule, condition_of
 from pipeline.expressions.trees import Condition, Node, fields_in, text_of
+from pipeline.rules.hits import History, Hits
 from schemas.times import US_PER_DAY
 
 HELD_OUT_DAYS: Final = 14
@@ -22,30 +23,7 @@ _ROWS, _HITS, _NULL, _NEAR = range(4)
 """Counts of a day; from the last one on, near misses by the part that does not hold."""
 
 
-class Hits(NamedTuple):
-    """h transactions that a rule hits; every array has shape (h,)."""
-
-    event_time_us: NDArray[np.int64]
-    amount: NDArray[np.float64]
-    """In the base currency."""
-    kernel: NDArray[np.int64]
-    """Number of the kernel version that computed the features."""
-    card: NDArray[np.int64]
-    """64 bits of the card's name."""
-    selection: NDArray[np.object_]
-    """Why there was an alert: ``score``, ``rule`` or ``audit``; None without an alert."""
-    others: NDArray[np.object_]
-    """Codes of other rules that hit, a tuple each."""
-    fraud: NDArray[np.bool_]
-    legitimate: NDArray[np.bool_]
-    """Labels; what is neither has none."""
-
-    def take(self, rows: NDArray[np.bool_]) -> "Hits":
-        """Return some hits."""
-        return Hits._make(column[rows] for column in self)
-
-
-class Example(msgspec.Struct, frozen=True):
+class HistoryExample(msgspec.Struct, frozen=True):
     """A hit or a near miss."""
 
     event_time_us: int
@@ -100,7 +78,7 @@ class Figures(msgspec.Struct, frozen=True, kw_only=True):
     """Hits that raised an alert then, by why."""
     other_rules: dict[str, int]
     """Hits that other rules hit too, by their codes, the most frequent first."""
-    examples: tuple[Example, ...]
+    examples: tuple[HistoryExample, ...]
 
 
 class Trial:
@@ -124,20 +102,13 @@ class Trial:
         """Counts by kernel and day."""
         self._computed: Counter[tuple[int, str]] = Counter()
         """Values by kernel and feature."""
-        self._examples: list[Example] = []
-        self.newest_us = 0
+        self._examples: list[HistoryExample] = []
+        self.last_event_us = 0
 
     def take(
         self, read: Read, event_time_us: NDArray[np.int64], kernel: NDArray[np.int64], transaction_id: Any
     ) -> NDArray[np.intp]:
-        """Count n transactions, and return the rows of the hits.
-
-        Args:
-            read: Returns a column by the name in `FIELDS`.
-            event_time_us: Shape (n,).
-            kernel: Number of the kernel version that computed each, shape (n,).
-            transaction_id: Returns the name of a row's transaction.
-        """
+        """Count n transactions, and return the rows of the hits; see `Counted`."""
         if not (n := len(event_time_us)):
             return np.empty(0, np.intp)
         columns = {name: read(name) for name in (*self.texts, *self.scores, *self.features)}
@@ -155,43 +126,50 @@ class Trial:
         for name in self.features:
             values = np.bincount(kernel[~np.isnan(columns[name])])
             self._computed.update({(number, name): count for number, count in enumerate(values.tolist()) if count})
-        self.newest_us = max(self.newest_us, int(event_time_us.max()))
+        self.last_event_us = max(self.last_event_us, int(event_time_us.max()))
         for fails, rows in zip(["", *self._parts], [hit, *near], strict=True):
             for row in _last_of_days(day, rows).tolist():
                 values_read = {name: _plain(column[row]) for name, column in columns.items()}
                 at_us, name, number = int(event_time_us[row]), transaction_id(row), int(kernel[row])
-                self._examples.append(Example(at_us, name, values_read, fails, number))
+                self._examples.append(HistoryExample(at_us, name, values_read, fails, number))
         return np.flatnonzero(hit)
 
-    def figures(self, hits: Hits, maturity_us: int, kernels: frozenset[int], *, held_out: bool = False) -> Figures:
+    def figures(
+        self, history: History, *, held_out: bool = False, first: int | None = None, end: int | None = None
+    ) -> Figures:
         """Return what the rule would have done.
 
         Args:
-            hits: All hits of the parts.
-            maturity_us: Age from which a hit counts as legitimate if it has no label.
-            kernels: Numbers of the kernel versions whose features mean what they mean here.
+            history: The hits of all parts.
             held_out: Of the newest `HELD_OUT_DAYS`, else of the days before them.
+            first: First day, in days since 1970; None: that of the history.
+            end: Day to end before, likewise.
         """
-        cut = self.newest_us // US_PER_DAY + 1 - HELD_OUT_DAYS
+        hits, maturity_us, kernels = history
+        cut = self.last_event_us // US_PER_DAY + 1 - HELD_OUT_DAYS
         usable = [kernel for kernel in sorted(kernels) if all(self._computed[kernel, name] for name in self.features)]
-        inside = {key: counts for key, counts in self._days.items() if (key[1] >= cut) == held_out}
+        begin, last = (
+            (cut, cut + HELD_OUT_DAYS) if held_out else (min((day for _, day in self._days), default=cut), cut)
+        )
+        days = range(begin if first is None else max(begin, first), last if end is None else min(last, end))
+        inside = {key: counts for key, counts in self._days.items() if key[1] in days}
         computed = {key: counts for key, counts in inside.items() if key[0] in usable}
-        days = sorted({day for _, day in computed})
-        first, width = (days[0], days[-1] - days[0] + 1) if days else (cut, 0)
+        known = sorted({day for _, day in computed})
+        begins, width = (known[0], known[-1] - known[0] + 1) if known else (cut, 0)
         totals = sum(computed.values(), np.zeros(_NEAR + len(self._parts), np.int64)).tolist()
-        is_late = hits.event_time_us // US_PER_DAY >= cut
-        hits = hits.take(np.isin(hits.kernel, usable) & (is_late == held_out))
-        mature = hits.event_time_us <= self.newest_us - maturity_us
+        day = hits.event_time_us // US_PER_DAY
+        hits = hits.take(np.isin(hits.kernel, usable) & (day >= days.start) & (day < days.stop))
+        mature = hits.event_time_us <= self.last_event_us - maturity_us
         fraud, new = mature & hits.fraud, hits.selection == None  # noqa: E711 (element by element)
         examples = [
             example
             for example in self._examples
-            if example.kernel in usable and (example.event_time_us // US_PER_DAY >= cut) == held_out
+            if example.kernel in usable and example.event_time_us // US_PER_DAY in days
         ]
-        estimates = _estimates(hits, mature, fraud, new, first, width)
+        estimates = _estimates(hits, mature, fraud, new, begins, width)
         others = Counter(code for codes in hits.others for code in codes if code != self.rule.code)
         return Figures(
-            first_day=first,
+            first_day=begins,
             days=width,
             transactions=totals[_ROWS],
             not_computed=int(sum(counts[_ROWS] for key, counts in inside.items() if key not in computed)),
@@ -238,7 +216,7 @@ def _plain(value: Any) -> Any:
     return value if value is None or isinstance(value, str) else None if np.isnan(value) else float(value)
 
 
-def _newest(examples: list[Example]) -> Iterator[Example]:
+def _newest(examples: list[HistoryExample]) -> Iterator[HistoryExample]:
     """Yield the newest examples: hits, then near misses of each part."""
     ordered = sorted(examples, key=lambda example: -example.event_time_us)
     for fails in dict.fromkeys(["", *(example.fails for example in ordered)]):

@@ -1,5 +1,7 @@
 """A rule on an export: what it would have hit, compared with pandas over the records that were exported."""
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +15,8 @@ from pipeline.cli import main
 from pipeline.exports.parquet_files import ExportError
 from pipeline.features.catalogue import FEATURES, KERNEL_VERSION
 from pipeline.learning.labels import FRAUD, LEGITIMATE
-from pipeline.rules.histories import Tried, try_rule
-from pipeline.rules.trial import HELD_OUT_DAYS, Figures
+from pipeline.rules.histories import read_history
+from pipeline.rules.trial import HELD_OUT_DAYS, Figures, Trial
 from pipeline.settings import Settings
 from schemas.messages import RecordPosition, Versions
 from schemas.topics import DECISION_FEATURES, DECISIONS, LABELS, TRANSACTIONS
@@ -86,8 +88,10 @@ def history(tmp_path_factory: pytest.TempPathFactory, frame: pd.DataFrame) -> Pa
     return exported(tmp_path_factory.mktemp("history"), frame)
 
 
-def tried(history: Path, condition: str, **settings: Any) -> Tried:
-    return try_rule(rule("tried", condition), str(history), Settings(**settings), lambda: "")
+def tried(history: Path, condition: str, settings: Settings | None = None, **changes: Any) -> Callable[..., Figures]:
+    """Return what gives the figures of a condition."""
+    trial = Trial(rule("tried", condition))
+    return partial(trial.figures, read_history(trial, str(history), settings or Settings(**changes), lambda: ""))
 
 
 def meant(frame: pd.DataFrame, first: int, end: int, maturity_days: int = 30) -> dict[str, Any]:
@@ -133,18 +137,18 @@ def as_meant(figures: Figures, wanted: dict[str, Any]) -> None:
 
 def test_the_figures_are_those_of_pandas_and_leave_the_newest_days_out(history: Path, frame: pd.DataFrame) -> None:
     found = tried(history, CONDITION)
-    figures = found.figures()
+    figures = found()
     as_meant(figures, meant(frame, 5, HELD_OUT_FROM))
     assert figures.not_computed == 5 * A_DAY
     assert figures.first_day == (START - START.fromtimestamp(0, START.tzinfo)).days + 5
-    newest = found.figures(held_out=True)
+    newest = found(held_out=True)
     as_meant(newest, meant(frame, HELD_OUT_FROM, DAYS))
     assert (newest.not_computed, newest.mature, newest.precision) == (0, 0, None)
     assert newest.hits > 0
 
 
 def test_intervals_are_those_of_days(history: Path, frame: pd.DataFrame) -> None:
-    figures = tried(history, CONDITION, maturity_days=15).figures()
+    figures = tried(history, CONDITION, maturity_days=15)()
     assert figures.precision is not None
     assert figures.hits_a_day is not None
     assert figures.precision.value == figures.frauds / figures.mature
@@ -160,7 +164,7 @@ def test_intervals_are_those_of_days(history: Path, frame: pd.DataFrame) -> None
 
 
 def test_examples_hold_but_for_one_part_and_show_what_was_read(history: Path, frame: pd.DataFrame) -> None:
-    found = tried(history, CONDITION).figures().examples
+    found = tried(history, CONDITION)().examples
     assert {example.fails for example in found} == {"", "amount > 50", "country = 'FR'", f"{COUNTS} >= 2"}
     for example in found:
         row = frame.loc[int(example.transaction_id[1:])]
@@ -174,10 +178,18 @@ def test_examples_hold_but_for_one_part_and_show_what_was_read(history: Path, fr
         assert [part for part, true in holds.items() if not true] == ([example.fails] if example.fails else [])
 
 
+def test_days_that_are_asked_for_never_reach_into_those_held_out(history: Path, frame: pd.DataFrame) -> None:
+    figures = tried(history, CONDITION)
+    first = (START - START.fromtimestamp(0, START.tzinfo)).days
+    as_meant(figures(first=first + 10, end=first + 20), meant(frame, 10, 20))
+    assert figures(first=first, end=first + DAYS) == figures()
+    assert figures(first=first + HELD_OUT_FROM).days == 0
+
+
 def test_scores_are_those_of_then_and_a_rule_without_features_was_always_computed(
     history: Path, frame: pd.DataFrame
 ) -> None:
-    figures = tried(history, "score > 0.8 or (lightgbm > 0.24 and lightgbm < 0.26 and card_id = 'c7')").figures()
+    figures = tried(history, "score > 0.8 or (lightgbm > 0.24 and lightgbm < 0.26 and card_id = 'c7')")()
     days = frame[frame["day"] < HELD_OUT_FROM]
     assert figures.hits == int(((days["score"] > 0.8) | (days["card"] == "c7")).sum())
     assert (figures.not_computed, figures.days, figures.near_misses) == (0, HELD_OUT_FROM, {})
@@ -189,7 +201,7 @@ def test_an_export_that_lacks_a_topic_or_a_position_says_so(history: Path, tmp_p
     with pytest.raises(ExportError, match="decisions/"):
         tried(empty, CONDITION)
     few = exported(tmp_path / "few", frame[frame["day"] < 20])
-    assert tried(few, "country is null").figures().hits == int(frame.loc[frame["day"] < 6, "country"].isna().sum())
+    assert tried(few, "country is null")().hits == int(frame.loc[frame["day"] < 6, "country"].isna().sum())
 
 
 def test_positions_of_sources_join_partitions(tmp_path: Path) -> None:
@@ -209,7 +221,7 @@ def test_positions_of_sources_join_partitions(tmp_path: Path) -> None:
     export(tmp_path, DECISIONS, outcomes)
     export(tmp_path, LABELS, [label(0)])
     found = tried(tmp_path, "amount > 5")
-    assert (found.figures().selected, found.figures(held_out=True).selected) == ({"score": 1}, {})
+    assert (found().selected, found(held_out=True).selected) == ({"score": 1}, {})
 
 
 def test_a_file_is_decided_by_the_active_model_and_has_its_own_truth(tmp_path: Path) -> None:
@@ -217,7 +229,7 @@ def test_a_file_is_decided_by_the_active_model_and_has_its_own_truth(tmp_path: P
     path = tmp_path / "file.parquet"
     days.to_parquet(path)
     settings = with_a_champion(tmp_path / "data")
-    found = try_rule(rule("tried", "amount > 40 and merchant_id <> 'M1'"), str(path), settings, lambda: "").figures()
+    found = tried(path, "amount > 40 and merchant_id <> 'M1'", settings)()
     day = (days["event_time"] - pd.Timestamp(days["event_time"].max().date(), tz="UTC")).dt.days
     hits = days[(days["amount"] > 40) & (days["merchant_id"] != "M1") & (day <= -HELD_OUT_DAYS)]
     assert len(hits) > 100
@@ -237,7 +249,7 @@ def test_the_command_shows_the_figures_and_refuses_a_dropped_field(
     file.write_text(f"-- code: tried\n-- owner: dana\n-- reason: A test.\n{CONDITION}\n")
     arguments = ["rules", "test", str(file), "--on", str(history)]
     result = CliRunner().invoke(main, arguments)
-    figures = tried(history, CONDITION).figures()
+    figures = tried(history, CONDITION)()
     assert result.exit_code == 0, result.output
     assert f"41 days, {41 * A_DAY} transactions" in result.stdout
     assert f"  hits: {figures.hits}, {figures.hits / 41:.2f} [" in result.stdout
@@ -245,6 +257,9 @@ def test_the_command_shows_the_figures_and_refuses_a_dropped_field(
     assert f"  not computed: {5 * A_DAY} transactions" in result.stdout
     assert f"country = 'FR' {near}" in result.stdout
     assert "Not recorded" in result.stdout
+    days = ["--from", f"{after(10):%Y-%m-%d}", "--to", f"{after(20):%Y-%m-%d}"]
+    chosen = CliRunner().invoke(main, [*arguments, *days])
+    assert f"10 days, {10 * A_DAY} transactions" in chosen.stdout
     monkeypatch.setenv("FRAUD_PIPELINE_DROPPED_FIELDS", "country")
     refused = CliRunner().invoke(main, arguments)
     assert refused.exit_code == 1
