@@ -1,6 +1,7 @@
 """Figures of a rule on history, as lines for a person."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from datetime import datetime
 from typing import TYPE_CHECKING
 
 from pipeline.backtest.input.span import moment
@@ -8,6 +9,7 @@ from pipeline.observability.terminal import printable
 from schemas.times import US_PER_DAY
 
 if TYPE_CHECKING:
+    from pipeline.backtest.metrics.rule_worth import RuleWorth
     from pipeline.rules.trial import Estimate, Figures, HistoryExample
 
 
@@ -67,3 +69,19 @@ def _examples(examples: "Iterable[HistoryExample]") -> Iterator[str]:
 
 def _value(value: str | float | None) -> str:
     return "NULL" if value is None else value if isinstance(value, str) else f"{value:g}"
+
+
+def worth_lines(worth: "Sequence[RuleWorth]", now: datetime) -> Iterator[str]:
+    """Yield what each rule is worth, and which earn nothing."""
+    for rule in worth:
+        age = "" if rule.since is None else f" for {(now - datetime.fromisoformat(rule.since)).days} days"
+        yield printable(f"{rule.code}  {rule.state}{age}  {rule.action}  {rule.owner}")
+        yield (
+            f"  hits: {rule.hits:,}, of {rule.mature:,} mature ones {rule.frauds:,} are fraud, {rule.money:,.2f} in all"
+        )
+        yield (
+            f"  found by nothing else: {rule.frauds_alone:,} frauds, {rule.money_alone:,.2f} in all, and "
+            f"{rule.false_alone:,} false alerts"
+        )
+    if idle := [rule.code for rule in worth if rule.earns_nothing]:
+        yield printable(f"Earn nothing: {', '.join(idle)}. Each fraud that they find is found without them.")

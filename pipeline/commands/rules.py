@@ -1,7 +1,7 @@
 """``fraud-pipeline rules``: rules in files, and the set of them that is active."""
 
 from collections.abc import Callable, Iterable, Iterator
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -9,8 +9,17 @@ import click
 
 from pipeline.broker.running import ClusterNotFound
 from pipeline.commands.option_types import Moment
-from pipeline.commands.rule_figures import figure_lines
-from pipeline.commands.shared_options import Cluster, F, bootstrap_option, change_options, cluster, user_name
+from pipeline.commands.rule_figures import figure_lines, worth_lines
+from pipeline.commands.shared_options import (
+    Cluster,
+    F,
+    bootstrap_option,
+    change_options,
+    cluster,
+    json_option,
+    print_facts,
+    user_name,
+)
 from pipeline.decision.rules import Rule, RuleSet
 from pipeline.models.changes import ChangeAuthor
 from pipeline.models.rule_changes import TESTED_DAYS, RuleChange, RuleChanges, applied, differences, refuse_dropped
@@ -79,6 +88,25 @@ def try_file(
     changes = RuleChanges.on(*at, fence=False)
     changes.record_test(rule, figures.days, history, by or user_name() or "unknown")
     click.echo(printable(f"Recorded as test {len(changes.tests(rule)) + 1} of {rule.code}."))
+
+
+@command.command()
+@_history(required=True)
+@bootstrap_option
+@json_option
+def report(history: str, bootstrap: str | None, as_json: bool) -> None:
+    """Show what each rule of the active set is worth in a history, and name those that earn nothing."""
+    from pipeline.rules.histories import read_history
+    from pipeline.rules.set_report import SetReport
+
+    changes = RuleChanges.on(*cluster(bootstrap), fence=False)
+    counted, since = (
+        SetReport(changes.rules),
+        {key: moment.isoformat(timespec="seconds") for key, moment in changes.since().items()},
+    )
+    found = read_history(counted, history, Settings(), lambda: cluster(bootstrap)[0])
+    worth = counted.worth(found, since)
+    print_facts(as_json, worth, worth_lines(worth, datetime.now(UTC)))
 
 
 @command.command("list")

@@ -109,10 +109,11 @@ class RuleChanges:
 
     def history(self, code: str) -> Iterator[tuple[Activation, dict[str, Any]]]:
         """Yield the activations that changed a rule, oldest first, and what each changed."""
-        for activation in self._published.history.activations:
-            for change in activation.figures.get("rules", ()):
-                if change["code"] == code:
-                    yield activation, change
+        yield from (found for found in self._published.history.rule_changes() if found[1]["code"] == code)
+
+    def since(self) -> dict[tuple[str, str], datetime]:
+        """Return when rules came into a state last, by code and state."""
+        return self._published.history.rules_since()
 
     def tests(self, rule: Rule) -> list[Assessment]:
         """Return the tests of a rule's code on history, oldest first, whatever its text was."""

@@ -19,7 +19,7 @@ from pipeline.backtest.labels.final_labels import FinalLabels
 from pipeline.decision.rule_program import CodedTexts, Texts
 from pipeline.decision.rules import COLUMNS, reader
 from pipeline.engine.records.columns import digest_keys, name_keys
-from pipeline.engine.scores.decisions import SELECTIONS, Decisions
+from pipeline.engine.scores.decisions import SELECTIONS, Decisions, field_reader
 from pipeline.exports.intended_contents import export_batches, require_export
 from pipeline.exports.rows import OFFSET, PARTITION, VALUE
 from pipeline.exports.topic_export import TopicExport, named
@@ -27,7 +27,7 @@ from pipeline.features.catalogue import ACTIVE, FEATURES
 from pipeline.features.feature_set import is_comparable
 from pipeline.history import table_columns
 from pipeline.learning.labels import FRAUD, KNOWN, LEGITIMATE, NOTHING
-from pipeline.rules.hits import Counted, History, Hits
+from pipeline.rules.hits import Counted, HitHistory, Hits
 from pipeline.scoring.kinds import KINDS
 from pipeline.settings import Settings
 from pipeline.settings.kernel_options import card_options
@@ -51,7 +51,7 @@ _ANY_TIME_US: Final = 2**62
 _LABEL: Final = ["card_id", "transaction_id", "label", "source", "labelled_at"]
 
 
-def read_history(counted: Counted, history: str, settings: Settings, cluster: Callable[[], str]) -> History:
+def read_history(counted: Counted, history: str, settings: Settings, cluster: Callable[[], str]) -> HitHistory:
     """Let rules count a directory of exported topics, a file, or `TOPICS`.
 
     Args:
@@ -79,16 +79,13 @@ def _topics(counted: Counted, settings: Settings) -> list[str]:
     return [DECISION_FEATURES.name, DECISIONS.name, *texts, *settings.label_topics]
 
 
-def _on_file(counted: Counted, path: Path, settings: Settings) -> History:
+def _on_file(counted: Counted, path: Path, settings: Settings) -> HitHistory:
     """Let the registry's active model decide the file, by its features and scores."""
     parts = list[Hits]()
 
     def take(_: str, decided: Decisions) -> None:
-        taken, features, logits = decided.transactions, decided.features, decided.logits
-        texts, rules = taken.text_lists(counted.texts), decided.models.evaluated_rules
-        read = reader(
-            texts.__getitem__, decided.score, lambda kind: logits[:, kind], lambda column: features[:, column]
-        )
+        taken, rules = decided.transactions, decided.models.evaluated_rules
+        read = field_reader(taken, decided.features, decided.logits, decided.score, counted.texts)
         rows = counted.take(
             read, taken.event_time_us, np.zeros(len(decided), np.int64), lambda row: taken.transaction_id[row].as_py()
         )
@@ -102,10 +99,10 @@ def _on_file(counted: Counted, path: Path, settings: Settings) -> History:
         parts.append(Hits(taken.event_time_us[rows], amount, kernel, card, why, _objects(codes), *of_truth))
 
     Backtest(path, settings=settings).each(take)
-    return History(_concatenated(parts), 0, frozenset({0}))
+    return HitHistory(_concatenated(parts), 0, frozenset({0}))
 
 
-def _on_export(counted: Counted, directory: Path, settings: Settings) -> History:
+def _on_export(counted: Counted, directory: Path, settings: Settings) -> HitHistory:
     topics = _topics(counted, settings)
     require_export(directory, topics[: -len(settings.label_topics)], topics)
     own, others = [[name for name in counted.texts if (name in _OWN_TEXTS) is is_own] for is_own in (True, False)]
@@ -144,7 +141,7 @@ def _on_export(counted: Counted, directory: Path, settings: Settings) -> History
         selection=selection, others=codes, fraud=known == _FRAUD, legitimate=known == _LEGITIMATE
     )
     comparable = frozenset(number for name, number in kernels.items() if is_comparable(name))
-    return History(hits, round(settings.maturity_days * US_PER_DAY), comparable)
+    return HitHistory(hits, round(settings.maturity_days * US_PER_DAY), comparable)
 
 
 class _ExportedTexts:

@@ -31,7 +31,7 @@ class Hits(NamedTuple):
         return Hits._make(column[rows] for column in self)
 
 
-class History(NamedTuple):
+class HitHistory(NamedTuple):
     """The transactions of a history that were hit."""
 
     hits: Hits

@@ -12,7 +12,7 @@ from pipeline.backtest.metrics.bootstrap import interval, resampled
 from pipeline.decision.rule_program import Read, RuleProgram
 from pipeline.decision.rules import FIELDS, SCORES, TEXTS, Rule, condition_of
 from pipeline.expressions.trees import Condition, Node, fields_in, text_of
-from pipeline.rules.hits import History, Hits
+from pipeline.rules.hits import HitHistory, Hits
 from schemas.times import US_PER_DAY
 
 HELD_OUT_DAYS: Final = 14
@@ -135,7 +135,7 @@ class Trial:
         return np.flatnonzero(hit)
 
     def figures(
-        self, history: History, *, held_out: bool = False, first: int | None = None, end: int | None = None
+        self, history: HitHistory, *, held_out: bool = False, first: int | None = None, end: int | None = None
     ) -> Figures:
         """Return what the rule would have done.
 

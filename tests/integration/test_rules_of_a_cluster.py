@@ -83,7 +83,8 @@ def test_a_rule_goes_from_a_file_to_alerts_and_a_dead_worker_leaves_no_mixture(
     by_rule = [decision for decision in decisions if decision.selection == "rule"]
     assert by_rule
     alert = msgspec.json.decode(alerts[by_rule[0].transaction_id].value or b"", type=Alert)
-    assert (alert.reasons[0].code, alert.reasons[0].sentence) == ("cheap", "A cheap one in France.")
+    sentence = f"A cheap one in France (amount {by_rule[0].amount_base:g}, country FR)."
+    assert (alert.reasons[0].code, alert.reasons[0].sentence) == ("cheap", sentence)
     again = backtest_of(order="recorded", compare_live=True, settings=cluster.settings)
     again.run()
     assert again.comparison is not None
@@ -142,6 +143,16 @@ def test_a_test_on_history_is_recorded_and_lets_a_rule_be_activated(
     assert f"  hits: {len(hit) - len(early)}, " in shown
     cluster.command("rules", "activate", "cheap", *WHY, code=0)
     assert "shadow -> active (tests: 1)  by dana" in cluster.command("rules", "show", "cheap", code=0).output
+    shown = cluster.command("rules", "report", "--on", "topics", code=0).output
+    assert "cheap  active for 0 days  alert  dana" in shown
+    assert f"  hits: {len(hit)}, of 0 mature ones 0 are fraud, 0.00 in all" in shown
+    assert "Earn nothing: cheap, large-amount." in shown
+    backtest = backtest_of(order="recorded", settings=cluster.settings).run()
+    assert {code for code, _ in backtest.rules_since} == {"cheap"}
+    found = backtest.variants[0].rules
+    assert found is not None
+    assert [(rule.code, rule.state) for rule in found.rules][-1] == ("cheap", "shadow")
+    assert np.count_nonzero(found.rule == len(found.rules) - 1) == len(hit), "it was in shadow when they were decided"
 
 
 def test_a_second_person_activates(cluster: Cluster, tmp_path: Path) -> None:

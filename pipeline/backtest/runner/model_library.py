@@ -5,6 +5,7 @@ from contextlib import suppress
 from functools import cached_property
 from typing import Final, TypeVar
 
+from pipeline.backtest.input.span import time_text
 from pipeline.decision.policy import Policy
 from pipeline.decision.rules import NO_RULES, RULES, RuleSet
 from pipeline.engine.cards.card_options import CardOptions
@@ -18,6 +19,7 @@ from pipeline.scoring.lightgbm_model import LightGBMModel
 from pipeline.scoring.river_factory import first_river, load_river, new_learner, resume_learner
 from pipeline.scoring.training_updates import RiverLearner
 from pipeline.settings import Settings
+from schemas.codec import timestamp_us
 from schemas.messages import CardConfig, Versions
 from schemas.records import Record
 
@@ -104,6 +106,11 @@ class ModelLibrary:
     def rules(self) -> RuleSet:
         """Return the active rules of the cluster."""
         return NO_RULES if self._cluster is None else self._cluster.model_set.rules
+
+    def rules_since(self) -> Mapping[tuple[str, str], str]:
+        """Return since when the rules of the cluster are in their states, RFC 3339, by code and state."""
+        steps = {} if self._cluster is None else self._cluster.history.rules_since()
+        return {key: time_text(timestamp_us(moment)) for key, moment in steps.items()}
 
     def _named_rules(self, version: str) -> RuleSet:
         if not version:

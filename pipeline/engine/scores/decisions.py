@@ -1,6 +1,7 @@
 """Decisions as columns."""
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
@@ -11,6 +12,7 @@ from numpy.typing import NDArray
 
 from pipeline.decision.policy import BY_AUDIT, BY_RULE, BY_SCORE, Policy
 from pipeline.decision.reasons import explain
+from pipeline.decision.rule_program import Read
 from pipeline.decision.rules import RuleSet, no_hits, reader
 from pipeline.engine.records.columns import Reject, Transactions
 from pipeline.engine.records.subjects import Subjects
@@ -159,9 +161,9 @@ class Decisions:
         """
         rows = np.flatnonzero(self.alert) if rows is None else rows
         selections = [SELECTIONS[code] if code >= 0 else None for code in self.selection[rows].tolist()]
-        return explain(
-            self.features[rows], self.logit[rows], self.models, selections, self.hits[rows], self.base_currency
-        )
+        features, logits = self.features[rows], self.logits[rows]
+        read = field_reader(self.transactions.take(rows), features, logits, self.score[rows])
+        return explain(features, self.logit[rows], self.models, selections, self.hits[rows], read, self.base_currency)
 
 
 def outcome_columns(selection: NDArray[np.int8]) -> dict[str, pa.DictionaryArray]:
@@ -208,9 +210,24 @@ def rule_hits(
     """Return the numbers of the rules that hit each transaction, ascending; shape (n,)."""
     if not rules.evaluated:
         return no_hits(len(score))
-    texts = about.text_lists(rules.texts)
-    read = reader(texts.__getitem__, score, lambda kind: logits[:, kind], lambda column: features[:, column])
-    return rules.hits(read, len(score))
+    return rules.hits(field_reader(about, features, logits, score, rules.texts), len(score))
+
+
+def field_reader(
+    about: Subjects | Transactions,
+    features: NDArray[np.float64],
+    logits: NDArray[np.float64],
+    score: NDArray[np.float64],
+    together: Sequence[str] = (),
+) -> Read:
+    """Return what reads the columns of transactions for rules; the texts ``together`` are decoded at once."""
+    texts = about.text_lists(together)
+    return reader(
+        lambda name: texts[name] if name in texts else about.text_lists([name])[name],
+        score,
+        lambda kind: logits[:, kind],
+        lambda column: features[:, column],
+    )
 
 
 def log_odds(models: ActiveModels, features: NDArray[np.float64]) -> NDArray[np.float64]:

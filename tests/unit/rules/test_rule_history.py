@@ -12,10 +12,12 @@ import pytest
 from click.testing import CliRunner
 
 from pipeline.cli import main
+from pipeline.decision.rules import RuleSet
 from pipeline.exports.parquet_files import ExportError
 from pipeline.features.catalogue import FEATURES, KERNEL_VERSION
 from pipeline.learning.labels import FRAUD, LEGITIMATE
 from pipeline.rules.histories import read_history
+from pipeline.rules.set_report import SetReport
 from pipeline.rules.trial import HELD_OUT_DAYS, Figures, Trial
 from pipeline.settings import Settings
 from schemas.messages import RecordPosition, Versions
@@ -193,6 +195,30 @@ def test_scores_are_those_of_then_and_a_rule_without_features_was_always_compute
     days = frame[frame["day"] < HELD_OUT_FROM]
     assert figures.hits == int(((days["score"] > 0.8) | (days["card"] == "c7")).sum())
     assert (figures.not_computed, figures.days, figures.near_misses) == (0, HELD_OUT_FROM, {})
+
+
+def test_a_set_is_worth_what_no_score_and_no_other_rule_finds(history: Path, frame: pd.DataFrame) -> None:
+    texts = {"dear": ("amount > 80", "active"), "french": (CONDITION, "active"), "likely": ("score > 0.5", "shadow")}
+    counted = SetReport(RuleSet([rule(code, text, state=state) for code, (text, state) in texts.items()]))
+    read = read_history(counted, str(history), Settings(maturity_days=10), lambda: "")
+    worth = {each.code: each for each in counted.worth(read, {("dear", "active"): "2024-03-01T00:00:00Z"})}
+    hits = {
+        "dear": frame["amount"] > 80,
+        "french": (frame["amount"] > 50) & (frame["country"] == "FR") & (frame[COUNTS] >= 2),
+        "likely": frame["score"] > 0.5,
+    }
+    mature = frame["day"] + frame.index % A_DAY / 86_400 <= DAYS - 1 + (A_DAY - 1) / 86_400 - 10
+    fraud = mature & (frame["known"] == FRAUD)
+    for code, others in {"dear": ["french"], "french": ["dear"], "likely": ["dear", "french"]}.items():
+        alone = hits[code] & (frame["selection"] != "score") & ~np.logical_or.reduce([hits[other] for other in others])
+        found = worth[code]
+        assert (found.hits, found.mature) == (hits[code].sum(), (hits[code] & mature).sum())
+        assert (found.frauds, found.frauds_alone) == ((hits[code] & fraud).sum(), (alone & fraud).sum())
+        assert found.money == round(frame.loc[hits[code] & fraud, "amount"].sum(), 2)
+        assert found.money_alone == round(frame.loc[alone & fraud, "amount"].sum(), 2)
+        assert found.false_alone == (alone & mature & ~fraud).sum() > 0
+        assert found.state == texts[code][1]
+    assert worth["dear"].since == "2024-03-01T00:00:00Z"
 
 
 def test_an_export_that_lacks_a_topic_or_a_position_says_so(history: Path, tmp_path: Path, frame: pd.DataFrame) -> None:
