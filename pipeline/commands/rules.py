@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 _HEADER: Final = ("owner", "reason", "severity", "action")
 _directory = click.argument("directory", type=click.Path(exists=True, file_okay=False, path_type=Path))
 _rule = click.argument("rule")
+_from = click.option("--from", "start", type=Moment(), help="First day (UTC).")
+_to = click.option("--to", "end", type=Moment(), help="Day to end before (UTC).")
 
 
 def _history(*, required: bool = False) -> Callable[[F], F]:
@@ -65,8 +67,8 @@ def check(path: Path) -> None:
 @command.command("test")
 @click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @_history(required=True)
-@click.option("--from", "start", type=Moment(), help="First day (UTC).  [default: that of the history]")
-@click.option("--to", "end", type=Moment(), help="Day to end before.  [default: 14 days before the newest one ends]")
+@_from
+@_to
 @bootstrap_option
 @click.option("--by", help="Who tests it.  [default: your user name]")
 def try_file(
@@ -92,9 +94,11 @@ def try_file(
 
 @command.command()
 @_history(required=True)
+@_from
+@_to
 @bootstrap_option
 @json_option
-def report(history: str, bootstrap: str | None, as_json: bool) -> None:
+def report(history: str, start: datetime | None, end: datetime | None, bootstrap: str | None, as_json: bool) -> None:
     """Show what each rule of the active set is worth in a history, and name those that earn nothing."""
     from pipeline.rules.histories import read_history
     from pipeline.rules.set_report import SetReport
@@ -105,7 +109,7 @@ def report(history: str, bootstrap: str | None, as_json: bool) -> None:
         {key: moment.isoformat(timespec="seconds") for key, moment in changes.since().items()},
     )
     found = read_history(counted, history, Settings(), lambda: cluster(bootstrap)[0])
-    worth = counted.worth(found, since)
+    worth = counted.worth(found, since, first=_day(start), end=_day(end))
     print_facts(as_json, worth, worth_lines(worth, datetime.now(UTC)))
 
 
@@ -131,8 +135,8 @@ def show(code: str, bootstrap: str | None) -> None:
             click.echo("\n".join(_lines(rule)))
     for activation, change in changes.history(code):
         steps = f"{change['before'] or 'new'} -> {change['after']}"
-        tested = "" if change.get("tested", True) else ", untested"
-        tests = f" (tests: {change['tests']}{tested})" if change.get("tests") or tested else ""
+        tested = "" if change.get("tested") else ", untested"
+        tests = f" (tests: {change['tests']}{tested})" if change["after"] == "active" and "tests" in change else ""
         text = f"{utc_text(activation.activated_at)}  {steps}{tests}  by {activation.by}: {activation.reason}"
         click.echo(printable(text))
 

@@ -12,6 +12,7 @@ from pipeline.decision.rule_program import Read
 from pipeline.decision.rules import SCORES, RuleSet, condition_of
 from pipeline.expressions.trees import fields_in
 from pipeline.rules.hits import HitHistory
+from schemas.times import US_PER_DAY
 
 
 class SetReport:
@@ -42,15 +43,27 @@ class SetReport:
         self._hits.append(found[:, rows])
         return rows
 
-    def worth(self, history: HitHistory, since: Mapping[tuple[str, str], str]) -> list[RuleWorth]:
+    def worth(
+        self,
+        history: HitHistory,
+        since: Mapping[tuple[str, str], str],
+        *,
+        first: int | None = None,
+        end: int | None = None,
+    ) -> list[RuleWorth]:
         """Return the worth of each rule that is evaluated.
 
         Args:
             history: The hits of all parts.
             since: When rules came into their states, by code and state.
+            first: First day, in days since 1970; None: that of the history.
+            end: Day to end before, likewise.
         """
         hits, maturity_us, kernels = history
-        found = np.concatenate(self._hits, axis=1) & np.isin(hits.kernel, [*kernels])
+        day = hits.event_time_us // US_PER_DAY
+        chosen = np.isin(hits.kernel, [*kernels]) & (day >= (day if first is None else first))
+        chosen &= day < (day + 1 if end is None else end)
+        found = np.concatenate(self._hits, axis=1) & chosen
         row, rule = np.nonzero(found.T)
         mature = hits.event_time_us <= self._last_event_us - maturity_us
         pairs = RuleHits(self._rules.evaluated, row, rule)

@@ -219,6 +219,9 @@ def test_a_set_is_worth_what_no_score_and_no_other_rule_finds(history: Path, fra
         assert found.false_alone == (alone & mature & ~fraud).sum() > 0
         assert found.state == texts[code][1]
     assert worth["dear"].since == "2024-03-01T00:00:00Z"
+    first = (START - START.fromtimestamp(0, START.tzinfo)).days
+    chosen = {each.code: each for each in counted.worth(read, {}, first=first + 10, end=first + 12)}
+    assert chosen["dear"].hits == (hits["dear"] & frame["day"].isin([10, 11])).sum()
 
 
 def test_an_export_that_lacks_a_topic_or_a_position_says_so(history: Path, tmp_path: Path, frame: pd.DataFrame) -> None:
