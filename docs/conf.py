@@ -12,7 +12,7 @@ from sphinx.application import Sphinx
 ROOT = Path(__file__).resolve().parents[1]
 NAVIGATION = {
     "docs/index": {
-        "Guides": ("guides/newcomer", "guides/data-scientist", "guides/operator", "guides/analyst"),
+        "Guides": ("guides/newcomer", "guides/data-scientist", "guides/operator", "guides/analyst", "guides/rules"),
         "Examples": ("../examples/README", "notebook"),
         "Use": (
             *(

@@ -57,7 +57,7 @@ class Backtest(Request):
                 collected[name] = Collected(next(iter(collected.values()), None))
             collected[name].add(decisions)
 
-        return result_of(self, collected, self._decide(keep, progress, stopped))
+        return result_of(self, collected, self._decide(keep, progress, stopped), self._library.rules_since())
 
     def each(
         self,

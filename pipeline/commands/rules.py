@@ -1,25 +1,64 @@
 """``fraud-pipeline rules``: rules in files, and the set of them that is active."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Any, Final
 
 import click
 from msgspec.structs import replace
 
-from pipeline.commands.shared_options import Cluster, bootstrap_option, change_options, cluster
+from pipeline.broker.running import ClusterNotFound
+from pipeline.commands.option_types import Moment
+from pipeline.commands.rule_figures import figure_lines, worth_lines
+from pipeline.commands.shared_options import (
+    Cluster,
+    F,
+    bootstrap_option,
+    change_options,
+    cluster,
+    json_option,
+    print_facts,
+    user_name,
+)
 from pipeline.decision.rules import FILE_SUFFIX, Rule, RuleSet, condition_of
-from pipeline.expressions.trees import lines_of
+from pipeline.expressions.trees import lines_of, lists_in
 from pipeline.models.changes import ChangeAuthor
-from pipeline.models.rule_changes import RuleChange, RuleChanges, applied, differences, no_rule
+from pipeline.models.rule_changes import (
+    TESTED_DAYS,
+    RuleChange,
+    RuleChanges,
+    applied,
+    differences,
+    no_rule,
+    refuse_dropped,
+)
 from pipeline.observability.terminal import printable
 from pipeline.settings import Settings
 from pipeline.settings.rule_files import CAPS, RuleFile, RuleFileError, missing_lines, read_directory, read_rule
-from schemas.times import utc_text
+from schemas.times import SECONDS_PER_DAY, utc_text
+
+if TYPE_CHECKING:
+    from pipeline.rules.trial import Figures
 
 _HEADER: Final = ("owner", "reason", "severity", "action")
 _directory = click.argument("directory", type=click.Path(exists=True, file_okay=False, path_type=Path))
 _rule = click.argument("rule")
+_from = click.option("--from", "start", type=Moment(), help="First day (UTC).")
+_lists = click.option(
+    "--lists",
+    type=click.Choice(["then", "today"]),
+    default="then",
+    show_default=True,
+    help="Lists as each decision had them, or as they are: what was listed since then leaks into the figures.",
+)
+_to = click.option("--to", "end", type=Moment(), help="Day to end before (UTC).")
+
+
+def _history(*, required: bool = False) -> Callable[[F], F]:
+    """Return the option that names a history."""
+    text = "Directory of exported topics, a file of transactions, or `topics` for those of the cluster."
+    return click.option("--on", "history", metavar="HISTORY", required=required, help=text)
 
 
 @click.group()
@@ -40,6 +79,67 @@ def check(path: Path) -> None:
         raise click.ClickException(f"{', '.join(missing)} must be declared: add these lines to features.toml")
     RuleSet(file.rule for file in files)
     click.echo(printable(f"Can be used: {', '.join(file.rule.code for file in files)}."))
+
+
+@command.command("test")
+@click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@_history(required=True)
+@_from
+@_to
+@_lists
+@bootstrap_option
+@click.option("--by", help="Who tests it.  [default: your user name]")
+def try_file(
+    file: Path,
+    history: str,
+    start: datetime | None,
+    end: datetime | None,
+    lists: str,
+    bootstrap: str | None,
+    by: str | None,
+) -> None:
+    """Show what the rule of FILE would have hit in a history, without its newest 14 days.
+
+    Each test is recorded on the cluster, where one can be reached.
+    """
+    rule, settings = _usable([read_rule(file)])[0], Settings()
+    refuse_dropped([rule], settings)
+    leaks = bool(lists_in(condition_of(rule))) and (lists == "today" or Path(history).is_file())
+    figures = _figures(rule, history, settings, bootstrap, first=_day(start), end=_day(end), lists_of_today=leaks)
+    click.echo("\n".join(figure_lines(rule.code, figures)))
+    if leaks:
+        click.echo("  The lists are those of today: what was listed since then leaks into these figures.")
+    try:
+        at = cluster(bootstrap)
+    except ClusterNotFound:
+        click.echo("Not recorded: no cluster is named, or none answers.")
+        return
+    changes = RuleChanges.on(*at, fence=False)
+    changes.record_test(
+        rule, figures.days, f"{history}, lists of today" if leaks else history, by or user_name() or "unknown"
+    )
+    click.echo(printable(f"Recorded as test {len(changes.tests(rule)) + 1} of {rule.code}."))
+
+
+@command.command()
+@_history(required=True)
+@_from
+@_to
+@bootstrap_option
+@json_option
+def report(history: str, start: datetime | None, end: datetime | None, bootstrap: str | None, as_json: bool) -> None:
+    """Show what each rule of the active set is worth in a history, and name those that earn nothing."""
+    from pipeline.rules.histories import read_history
+    from pipeline.rules.set_report import SetReport
+
+    changes = RuleChanges.on(*cluster(bootstrap), fence=False)
+    counted, since = (
+        SetReport(changes.rules),
+        {key: moment.isoformat(timespec="seconds") for key, moment in changes.since().items()},
+    )
+    found = read_history(counted, history, Settings(), lambda: cluster(bootstrap)[0])
+    worth = counted.worth(found, since, first=_day(start), end=_day(end))
+    print_facts(as_json, worth, worth_lines(worth, datetime.now(UTC)))
 
 
 @command.command("list")
@@ -68,7 +168,9 @@ def show(code: str, bootstrap: str | None) -> None:
         click.echo("\n".join(_lines(rule)))
     for activation, change in history:
         steps = f"{change['before'] or 'new'} -> {change['after']}"
-        text = f"{utc_text(activation.activated_at)}  {steps}  by {activation.by}: {activation.reason}"
+        tested = "" if change.get("tested") else ", untested"
+        tests = f" (tests: {change['tests']}{tested})" if change["after"] == "active" and "tests" in change else ""
+        text = f"{utc_text(activation.activated_at)}  {steps}{tests}  by {activation.by}: {activation.reason}"
         click.echo(printable(text))
 
 
@@ -99,22 +201,37 @@ def apply(directory: Path, yes: bool, change: ChangeAuthor, at: Cluster) -> None
 
 @command.command()
 @_rule
+@_history()
 @change_options
-def publish(rule: str, change: ChangeAuthor, at: Cluster) -> None:
-    """Put RULE in shadow, a draft of this code or a file: it is counted and stands on decisions, and raises nothing."""
+def publish(rule: str, history: str | None, change: ChangeAuthor, at: Cluster) -> None:
+    """Put RULE in shadow, a draft of this code or a file: it is counted and stands on decisions, and raises nothing.
+
+    With --on, show then what it would have hit in the newest 14 days of a history, which `test` leaves out.
+    """
     given = _usable([read_rule(Path(rule))])[0] if rule.endswith(FILE_SUFFIX) else rule
-    _now_active(RuleChanges.on(*at()).publish(given, change))
+    bootstrap, settings = at()
+    published = RuleChanges.on(bootstrap, settings).publish(given, change)
+    _now_active(published)
+    code = given if isinstance(given, str) else given.code
+    if history and (found := published.find(code, active=False)):
+        figures = _figures(found, history, settings, bootstrap, held_out=True)
+        click.echo("\n".join(figure_lines(code, figures)))
 
 
 @command.command()
 @_rule
+@click.option("--untested", is_flag=True, help="Also if it was not tested on 7 days of history.")
 @change_options
-def activate(rule: str, change: ChangeAuthor, at: Cluster) -> None:
+def activate(rule: str, untested: bool, change: ChangeAuthor, at: Cluster) -> None:
     """Make RULE, a code in shadow, active, in place of the version that was; or one that was stopped.
 
     With FRAUD_PIPELINE_SECOND_APPROVAL set, somebody else than who has put it in shadow.
     """
-    _now_active(RuleChanges.on(*at()).activate(rule, change))
+    changes = RuleChanges.on(*at())
+    rules = changes.activate(rule, change, untested=untested)
+    if (found := rules.find(rule, active=True)) and not changes.is_tested(found):
+        click.echo(printable(f"{rule} is untested: it was not tried on {TESTED_DAYS} days of history."))
+    _now_active(rules)
 
 
 @command.command()
@@ -130,6 +247,22 @@ def retire(rule: str, change: ChangeAuthor, at: Cluster) -> None:
 def adopt(change: ChangeAuthor, at: Cluster) -> None:
     """Move the rules of the active policy, of an earlier release, to the set; they stay active."""
     _now_active(RuleChanges.on(*at()).adopt(change))
+
+
+def _figures(
+    rule: Rule, history: str, settings: Settings, bootstrap: str | None, *, lists_of_today: bool = False, **chosen: Any
+) -> "Figures":
+    # What reads a history is loaded where one is read.
+    from pipeline.rules.histories import read_history
+    from pipeline.rules.trial import Trial
+
+    trial = Trial(rule)
+    found = read_history(trial, history, settings, lambda: cluster(bootstrap)[0], lists_of_today=lists_of_today)
+    return trial.figures(found, **chosen)
+
+
+def _day(time: datetime | None) -> int | None:
+    return None if time is None else int(time.timestamp() // SECONDS_PER_DAY)
 
 
 def _now_active(rules: RuleSet) -> None:

@@ -211,13 +211,20 @@ class ListSet:
         own = {entries.definition.field for entries in self._lists.values()} - {RULE}
         return tuple(sorted({*rules.texts, *own}))
 
-    def truth(self, test: Node, texts: Texts, event_time_us: NDArray[np.int64]) -> NDArray[np.float64]:
+    def truth(
+        self, test: Node, text: Callable[[str], Sequence[str | None]], event_time_us: NDArray[np.int64]
+    ) -> NDArray[np.float64]:
         """Return the truth of a rule's test of a list: 1, 0, or NaN where the field is missing.
 
         A list that there is not is empty.
+
+        Args:
+            test: The test.
+            text: Returns a column of texts by its name, shape (n,).
+            event_time_us: Shape (n,).
         """
         _, (_, field), (_, name) = test
-        column = texts[field]
+        column = text(field)
         missing = np.fromiter((text is None for text in column), np.bool_, len(column))
         found = self._lists[name].holds(column, event_time_us) if name in self._lists else np.zeros(len(column))
         return np.where(missing, np.nan, found)

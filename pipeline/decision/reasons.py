@@ -5,6 +5,7 @@ The contributions of features with the same reason text are added up; each text 
 
 import math
 from collections.abc import Mapping, Sequence
+from functools import cache
 from typing import Final, Protocol
 
 import msgspec
@@ -14,12 +15,14 @@ from numpy.typing import NDArray
 from pipeline.decision.lists import Listed, ListSet
 from pipeline.decision.policy import BY_AUDIT, BY_LIST, Policy
 from pipeline.decision.reason_texts import CODES, REASON_TEXTS, Facts, ReasonText, WordedReason, pattern
-from pipeline.decision.rules import COLUMNS, RuleSet, condition_of
+from pipeline.decision.rule_program import Read
+from pipeline.decision.rules import COLUMNS, Rule, RuleSet, condition_of
 from pipeline.expressions.trees import fields_in
 from pipeline.features.catalogue import FEATURES
 from pipeline.scoring.errors import ModelError
 from pipeline.scoring.kinds import BESIDE, ModelKind, Scorer
 from pipeline.scoring.lightgbm_model import LightGBMModel
+from schemas.fields import PERSONAL
 from schemas.messages import Reason
 
 __all__ = ["CODES", "ScoringModels", "explain", "explain_row", "score_reason"]
@@ -30,6 +33,11 @@ STRONG_CONTRIBUTION: Final = 0.7
 """Log-odds from which a reason in general terms stands beside others: it doubles the odds."""
 NOTABLE_ODDS: Final = 1.2
 """Smallest multiple of the odds that a sentence names."""
+
+_MOST_FIRED: Final = 6
+"""Values in the sentence of a rule."""
+_LONGEST_FIRED: Final = 40
+"""Characters of a text among them."""
 
 _COLUMNS: Final = [(text, [FEATURES.index(name) for name in text.features]) for text in REASON_TEXTS]
 
@@ -69,6 +77,7 @@ def explain(
     models: ScoringModels,
     selections: Sequence[str | None],
     hits: Sequence[tuple[int, ...]] | NDArray[np.object_],
+    read: Read,
     currency: str = "",
     home_amounts: Sequence[str] | None = None,
     listed: Sequence[Listed] | NDArray[np.object_] = (),
@@ -84,6 +93,7 @@ def explain(
         models: The versions that scored them.
         selections: Why each was raised.
         hits: Numbers of the rules that hit each, of ``models.evaluated_rules``.
+        read: Returns a column that rules read, by its name; called where a rule has hit.
         currency: Code of the base currency, for the sentences.
         home_amounts: Amounts in other currencies, each with its code; ``""`` where it is the base currency.
         listed: What lists say of each; needed where a block list raised one.
@@ -94,9 +104,10 @@ def explain(
         (kind, weight * (model.logit(features, logit) - logit), model.evidence(features, logit))
         for kind, model, weight in zip(BESIDE, models.beside.values(), policy.model_weights, strict=True)
     ]
-    rules, reasons = models.evaluated_rules, []
+    rules, reasons, column = models.evaluated_rules, [], cache(read)
     for i, row in enumerate(features):
-        first = [_rule_reason(rules, number, row) for number in hits[i] if number < rules.alerting]
+        hit = [rules.evaluated[number] for number in hits[i] if number < rules.alerting]
+        first = [_rule_reason(rule, column, i) for rule in hit]
         if selections[i] == BY_AUDIT:
             first.append(_AUDIT)
         if selections[i] == BY_LIST and (block := models.lists.blocking(listed[i].names)) is not None:
@@ -165,14 +176,23 @@ def explain_row(
     return (found or candidates[:1])[:max_reasons]
 
 
-def _rule_reason(rules: RuleSet, number: int, row: NDArray[np.float64]) -> Reason:
-    """Return the reason of a rule that hit, with the value of the first feature that it reads."""
-    rule = rules.evaluated[number]
-    condition, text = condition_of(rule), rule.expression
-    names = sorted(fields_in(condition), key=lambda name: (name not in COLUMNS, text.find(name)))
-    value = _value(row[COLUMNS[names[0]]]) if names and names[0] in COLUMNS else None
-    name = names[0] if names else ""
-    return Reason(code=rule.code, feature=name, value=value, contribution=0.0, sentence=rule.reason)
+def _rule_reason(rule: Rule, column: Read, row: int) -> Reason:
+    """Return the reason of a rule that hit: its sentence, with the values that it read, and the first feature's."""
+    names = sorted(fields_in(condition_of(rule)), key=lambda name: (rule.expression.find(name), name))
+    shown = [f"{name} {_fired(column(name)[row])}" for name in names if name not in PERSONAL][:_MOST_FIRED]
+    sentence = f"{rule.reason.rstrip().removesuffix('.')} ({', '.join(shown)})." if shown else rule.reason
+    feature = next((name for name in names if name in COLUMNS), None)
+    value = None if feature is None else _value(column(feature)[row])
+    return Reason(
+        code=rule.code, feature=feature or "".join(names[:1]), value=value, contribution=0.0, sentence=sentence
+    )
+
+
+def _fired(value: float | str | None) -> str:
+    """Write a value that a rule has read."""
+    if isinstance(value, str):
+        return value if len(value) <= _LONGEST_FIRED else f"{value[:_LONGEST_FIRED]}..."
+    return "missing" if value is None or math.isnan(value) else repr(round(float(value), 4)).removesuffix(".0")
 
 
 def _by_contribution(reason: Reason) -> tuple[float, str]:

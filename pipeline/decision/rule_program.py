@@ -6,7 +6,7 @@ and `or` the larger one. A text is the number of the literal that it equals; any
 `evaluate`, once for each distinct text of a column.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from enum import IntEnum
 from itertools import chain, repeat
 from typing import Any, Final
@@ -19,6 +19,29 @@ from pipeline.expressions.trees import Condition, Node, ValueKind, fields_in, is
 from pipeline.features.compiled import compiled
 
 Texts = Sequence[str | None]
+
+
+class CodedTexts(Sequence[str | None]):
+    """Texts of n rows, of which each distinct one is tested once.
+
+    Args:
+        codes: Number of each row's text among the words, shape (n,).
+        words: The texts; tests of a list of words are remembered while the same list comes again.
+    """
+
+    def __init__(self, codes: NDArray[np.integer[Any]], words: Sequence[str | None]) -> None:
+        self.codes, self.words = codes, words
+
+    def __len__(self) -> int:
+        return len(self.codes)
+
+    def __getitem__(self, row: Any) -> Any:
+        return self.words[self.codes[row]]
+
+    def __iter__(self) -> Iterator[str | None]:
+        return map(self.words.__getitem__, self.codes.tolist())
+
+
 Read = Callable[[Any], Any]
 """Returns a column by its field's name: float64, or texts with None for no value.
 
@@ -80,6 +103,8 @@ class RuleProgram:
         """Numbers of the literals that a field of texts is compared with."""
         self._known: dict[Node, dict[str | None, float]] = {}
         """Truth of tests of texts, by the text."""
+        self._coded: dict[Any, tuple[Texts, NDArray[np.float64]]] = {}
+        """Words that came last for an input, and their numbers."""
         self._roots = np.array([self._step(condition.root) for condition in conditions], np.int64)
         self._program = np.array([*self._steps], np.int64).reshape(-1, 4)
         self.steps = len(self._program)
@@ -98,15 +123,28 @@ class RuleProgram:
         inputs = np.empty((len(self._inputs), n))
         columns = {name: read(name) for name in dict.fromkeys(chain.from_iterable(self._read.values()))}
         for item, number in self._inputs.items():
-            if not isinstance(item, str):
-                inputs[number] = self._tested(item, columns, n)
-            elif self._kinds[item] is ValueKind.TEXT:
-                inputs[number] = np.fromiter(map(self._words[item].get, columns[item], repeat(_OTHER)), np.float64, n)
-            else:
-                inputs[number] = columns[item]
+            inputs[number] = self._input_values(item, columns, n)
         found = np.empty((len(self._roots), n), np.bool_)
         run_program(self._program, self._values, inputs, self._roots, np.empty((self.steps, _BLOCK_ROWS)), found)
         return found
+
+    def _input_values(self, item: Any, columns: Mapping[Any, Any], n: int) -> NDArray[np.float64]:
+        """Return an input: numbers, the numbers of texts, or the truth of a test of texts."""
+        names = self._read[item]
+        column: Any = columns[names[0]] if len(names) == 1 else None
+        if isinstance(column, CodedTexts):
+            words, values = self._coded.get(item, (None, np.empty(0)))
+            if words is not column.words:
+                words = column.words
+                values = self._input_values(item, {names[0]: words}, len(words))
+                self._coded[item] = words, values
+            coded: NDArray[np.float64] = values[column.codes]
+            return coded
+        if not isinstance(item, str):
+            return self._tested(item, columns, n)
+        if self._kinds[item] is ValueKind.TEXT:
+            return np.fromiter(map(self._words[item].get, column, repeat(_OTHER)), np.float64, n)
+        return np.asarray(column, np.float64)
 
     def _tested(self, test: Node, columns: Mapping[Any, Any], n: int) -> NDArray[np.float64]:
         """Return the truth of a test of texts."""

@@ -1,7 +1,7 @@
 """Rules: conditions that somebody writes, and the set of them that is active. Immutable; one set for all partitions."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import lru_cache
 from itertools import chain, count
 from typing import Any, Final, Literal, get_args
@@ -10,10 +10,20 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.decision.rule_program import Read, RuleProgram
-from pipeline.expressions.trees import Condition, ExpressionError, ValueKind, check_tree, fields_in, lists_in, text_of
+from pipeline.decision.rule_program import Read, RuleProgram, Texts
+from pipeline.expressions.trees import (
+    Condition,
+    ExpressionError,
+    Node,
+    ValueKind,
+    check_tree,
+    fields_in,
+    lists_in,
+    text_of,
+)
 from pipeline.features.catalogue import ACTIVE, ATTRIBUTES, FEATURES
 from pipeline.features.checked_declaration import CONTRACT_FIELDS
+from pipeline.scoring.blend import sigmoid
 from pipeline.scoring.errors import ModelError
 from pipeline.scoring.kinds import KINDS
 from pipeline.scoring.payload import VERSION_DIGITS, decode_payload, encode_payload, payload_digest
@@ -235,6 +245,35 @@ class RuleSet:
         """
         stopped = set(stopped)
         return tuple(sorted(number + len(self.evaluated) * (number in stopped) for number in numbers))
+
+
+def reader(
+    text: Callable[[str], Texts],
+    score: Any,
+    log_odds: Callable[[int], Any],
+    feature: Callable[[int], Any],
+    listed: Callable[[Node], Any],
+) -> Read:
+    """Return what reads the columns of n transactions by the names in `FIELDS`.
+
+    Args:
+        text: Returns a column of texts by its name.
+        score: The blend's probabilities, shape (n,).
+        log_odds: Returns the log-odds of a model by its number in `KINDS`, shape (n,).
+        feature: Returns a feature by its number in `FEATURES`, shape (n,).
+        listed: Returns the truth of a test of a list, shape (n,): 1, 0, or NaN where it is unknown.
+    """
+
+    def read(name: Any) -> Any:
+        if isinstance(name, tuple):
+            return listed(name)
+        if name in TEXTS:
+            return text(name)
+        if name in SCORES:
+            return score if name == SCORES[0] else sigmoid(log_odds(SCORES.index(name) - 1))
+        return feature(COLUMNS[name])
+
+    return read
 
 
 def no_hits(n: int) -> NDArray[np.object_]:

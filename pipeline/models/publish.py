@@ -167,10 +167,14 @@ class ControlWriter:
         holder = self._holder or self.fence()
         holder.write([TopicRecord(topic, output.key, output.value or b"", headers=headers), *others], headers=[])
 
+    def note(self, item: Control) -> None:
+        """Write a record of ``control`` that takes nobody's place, whatever others write meanwhile."""
+        self._write(control_record(item), datetime.now(UTC))
+        self._producer.flush()
+
     def add(self, references: Sequence[VersionReference], step: ModelChange) -> None:
         """Make versions active that take nobody's place, whatever others write meanwhile."""
-        self._write(control_record(_activation(references, step)), datetime.now(UTC))
-        self._producer.flush()
+        self.note(_activation(references, step))
 
     def _write(self, output: Output, now: datetime) -> None:
         topic = self._settings.topic(output.topic.name)

@@ -1,8 +1,9 @@
 """Changes of the active set of rules by a person: each is checked, and publishes the next set."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from datetime import UTC, datetime
 from functools import partial
-from typing import Any, NamedTuple, Self
+from typing import Any, Final, NamedTuple, Self
 
 from msgspec.structs import replace
 
@@ -26,8 +27,13 @@ from pipeline.models.published_files import PublishedFiles
 from pipeline.models.version_history import BREAKER
 from pipeline.scoring.errors import ModelError
 from pipeline.settings import Settings
-from schemas.messages import Activation, ListDefinition
+from schemas.messages import Activation, Assessment, ListDefinition
 from schemas.toml_files import suggestion
+
+TESTED: Final = "tested"
+"""Outcome of an assessment of a rule on history."""
+TESTED_DAYS: Final = 7
+"""Days of history that a rule is tested on before it may be activated."""
 
 
 class Trip(NamedTuple):
@@ -128,10 +134,33 @@ class RuleChanges:
 
     def history(self, code: str) -> Iterator[tuple[Activation, dict[str, Any]]]:
         """Yield the activations that changed a rule, oldest first, and what each changed."""
-        for activation in self._published.history.activations:
-            for change in activation.figures.get("rules", ()):
-                if change["code"] == code:
-                    yield activation, change
+        yield from (found for found in self._published.history.rule_changes() if found[1]["code"] == code)
+
+    def since(self) -> dict[tuple[str, str], datetime]:
+        """Return when rules came into a state last, by code and state."""
+        return self._published.history.rules_since()
+
+    def tests(self, rule: Rule) -> list[Assessment]:
+        """Return the tests of a rule's code on history, oldest first, whatever its text was."""
+        return [
+            event
+            for event in self._published.history.events
+            if isinstance(event, Assessment) and event.outcome == TESTED and event.figures.get("rule") == rule.code
+        ]
+
+    def record_test(self, rule: Rule, days: int, history: str, by: str) -> None:
+        """Record that a rule was tested; nothing changes.
+
+        Args:
+            rule: The rule; its condition is what was tested.
+            days: Days of history that the figures are of.
+            history: Name of the history.
+            by: Who tested it.
+        """
+        figures = {"rule": rule.code, "expression": rule.expression, "days": days, "history": history}
+        self._writer.note(
+            Assessment(versions=[], outcome=TESTED, by=by, reason="", figures=figures, assessed_at=datetime.now(UTC))
+        )
 
     def apply(self, files: Sequence[Rule], author: ChangeAuthor) -> RuleSet:
         """Make the rules of files drafts; see `applied`."""
@@ -142,16 +171,29 @@ class RuleChanges:
         found = rule if isinstance(rule, Rule) else self._candidate(rule, "draft")
         return self._write(self.rules.with_rules(replace(found, state="shadow")), author)
 
-    def activate(self, code: str, author: ChangeAuthor) -> RuleSet:
-        """Make a rule in shadow active, in place of the version that was; without one, a stopped rule again."""
+    def activate(self, code: str, author: ChangeAuthor, *, untested: bool = False) -> RuleSet:
+        """Make a rule in shadow active, in place of the version that was; without one, a stopped rule again.
+
+        ``untested``: also if its condition was not tested on `TESTED_DAYS` of history.
+        """
         candidate, current = (self.rules.find(code, active=is_current) for is_current in (False, True))
         if current is not None and current.state == "stopped" and (candidate is None or candidate.state != "shadow"):
             return self._write(self.rules.with_rules(replace(current, state="active")), author)
         found = self._candidate(code, "shadow")
+        if not (self.is_tested(found) or untested):
+            raise ModelError(
+                f"rule {code!r} was not tested on {TESTED_DAYS} days of history: run `fraud-pipeline rules test`, or "
+                "activate it with --untested"
+            )
         if self._settings.second_approval:
             published = [event for event, change in self.history(code) if change["after"] == "shadow"]
             refuse_proposer(self._published.history, published[-1], author.by, self._writer.key_id, f"rule {code!r}")
         return self._write(self.rules.without(code).with_rules(replace(found, state="active")), author)
+
+    def is_tested(self, rule: Rule) -> bool:
+        """Return whether the condition of a rule, as it is written, was tested on `TESTED_DAYS` of history."""
+        tested = (test.figures for test in self.tests(rule))
+        return any(test["expression"] == rule.expression and test["days"] >= TESTED_DAYS for test in tested)
 
     def retire(self, code: str, author: ChangeAuthor) -> RuleSet:
         """Take a rule out of the set, with what was to follow it."""
@@ -214,6 +256,7 @@ class RuleChanges:
                 "before": {RULES: self.rules.version},
                 RULES: [
                     {"code": code, "before": old and old.state, "after": new.state if new else "retired"}
+                    | ({"tests": len(self.tests(new)), "tested": self.is_tested(new)} if new else {})
                     for code, old, new in changes
                 ],
                 **(figures or {}),
@@ -251,11 +294,16 @@ class RuleChanges:
                     )
                 if lists[name].field != field:
                     raise ModelError(f"rules look for {field} in list {name!r}, which is of {lists[name].field}")
-        texts = {name for rule in after.rules for name in fields_in(condition_of(rule))}
-        if dropped := sorted(texts & self._settings.dropped_names):
-            raise ModelError(
-                f"rules read {', '.join(dropped)}, which FRAUD_PIPELINE_DROPPED_FIELDS keeps out of profiled: let it in"
-            )
+        refuse_dropped(after.rules, self._settings)
+
+
+def refuse_dropped(rules: Iterable[Rule], settings: Settings) -> None:
+    """Raise `ModelError` where a rule reads a field that does not reach the workers."""
+    names = {name for rule in rules for name in fields_in(condition_of(rule))}
+    if dropped := sorted(names & settings.dropped_names):
+        raise ModelError(
+            f"rules read {', '.join(dropped)}, which FRAUD_PIPELINE_DROPPED_FIELDS keeps out of profiled: let it in"
+        )
 
 
 def _named(state: State) -> str:

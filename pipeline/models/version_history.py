@@ -1,8 +1,8 @@
 """The history of versions in `control`: activations, assessments and switches of learning, as plain values."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from datetime import datetime
-from typing import Final, NamedTuple, Self
+from typing import Any, Final, NamedTuple, Self
 
 from pipeline.kafka.readers.topic_reader import read_topic
 from pipeline.kafka.records.internal import TrustedRecords, not_counted
@@ -122,6 +122,16 @@ class VersionHistory:
     def activations(self) -> list[Activation]:
         """All activations, oldest first."""
         return [event for event in self.events if isinstance(event, Activation)]
+
+    def rule_changes(self) -> Iterator[tuple[Activation, dict[str, Any]]]:
+        """Yield the activations that changed rules, oldest first, once for each change."""
+        for activation in self.activations:
+            for change in activation.figures.get("rules", ()):
+                yield activation, change
+
+    def rules_since(self) -> dict[tuple[str, str], datetime]:
+        """Return when rules came into a state last, by code and state."""
+        return {(change["code"], change["after"]): event.activated_at for event, change in self.rule_changes()}
 
     @property
     def switch(self) -> LearningSwitch | None:

@@ -22,8 +22,10 @@ from pipeline.simulation.simulator import make_profiles, simulate_days
 from schemas.records import Record
 from schemas.topics import ALERTS, DEAD_LETTERS, DECISIONS, EXAMPLES, LABELS, PROFILED, TRANSACTIONS, Topic
 from tests.contract.records import RATES
+from tests.evaluation.worlds.families import FAMILIES
+from tests.evaluation.worlds.population import Size
 from tests.helpers.champion import active
-from tests.helpers.documents import ROOT
+from tests.helpers.documents import ROOT, fenced
 from tests.helpers.logs import START, LabelLog, label, microseconds, to, transaction
 from tests.helpers.models import example
 from tests.helpers.pages import Stage
@@ -142,10 +144,23 @@ def blocks(stage: Stage, cluster: Cluster) -> None:
 
 
 def rules(stage: Stage, cluster: Cluster) -> None:
+    without_rules(stage, cluster)
+    (stage.directory / "rules/card-testing.sql").write_bytes((ROOT / "examples/rules/card-testing.sql").read_bytes())
+    FAMILIES["card testing"].frame(1, Size(2_500, 1_500, 56)).to_parquet(stage.directory / "world.parquet")
+    stage.call("train world.parquet --known-before 2024-01-29 --budget-per-day 10 --force")
+
+
+def rules_guide(stage: Stage, cluster: Cluster) -> None:
+    without_rules(stage, cluster)
+    (block,) = fenced((ROOT / stage.page).read_text(encoding="utf-8"), "sql")
+    (stage.directory / "rules/several-times-usual.sql").write_text(block.content, encoding="utf-8")
+    stage.also = ("$ fraud-pipeline simulate",)
+
+
+def without_rules(stage: Stage, cluster: Cluster) -> None:
     cluster.publish()
     cluster.command("rules", "retire", "large-amount", "--reason", "The page begins without rules.", code=0)
     (stage.directory / "rules").mkdir()
-    (stage.directory / "rules/card-testing.sql").write_bytes((ROOT / "examples/rules/card-testing.sql").read_bytes())
 
 
 def lists(stage: Stage, cluster: Cluster) -> None:
@@ -159,6 +174,7 @@ SCENES: dict[str, Callable[[Stage, Cluster], None]] = {
     "docs/dead-letters.md": dead_letters,
     "docs/guides/analyst.md": desk,
     "docs/guides/data-scientist.md": data_scientist,
+    "docs/guides/rules.md": rules_guide,
     "docs/lists.md": lists,
     "docs/models.md": models,
     "docs/operating.md": held,

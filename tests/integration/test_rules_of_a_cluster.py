@@ -59,7 +59,7 @@ def test_a_rule_goes_from_a_file_to_alerts_and_a_dead_worker_leaves_no_mixture(
     assert all(not decision.rule_hits and decision.selection != "rule" for decision in found)
 
     bought(cluster, range(60, 200))
-    cluster.command("rules", "activate", "cheap", *WHY, code=0)
+    cluster.command("rules", "activate", "cheap", "--untested", *WHY, code=0)
     first.end()
     second = start(cluster.settings)
     bought(cluster, range(200, 300))
@@ -83,7 +83,8 @@ def test_a_rule_goes_from_a_file_to_alerts_and_a_dead_worker_leaves_no_mixture(
     by_rule = [decision for decision in decisions if decision.selection == "rule"]
     assert by_rule
     alert = msgspec.json.decode(alerts[by_rule[0].transaction_id].value or b"", type=Alert)
-    assert (alert.reasons[0].code, alert.reasons[0].sentence) == ("cheap", "A cheap one in France.")
+    sentence = f"A cheap one in France (amount {by_rule[0].amount_base:g}, country FR)."
+    assert (alert.reasons[0].code, alert.reasons[0].sentence) == ("cheap", sentence)
     again = backtest_of(order="recorded", compare_live=True, settings=cluster.settings)
     again.run()
     assert again.comparison is not None
@@ -111,17 +112,61 @@ def test_rules_of_a_policy_go_on_until_they_are_adopted_and_then_in_the_set(clus
         assert (decision.selection == "rule") == (decision.amount_base > 70)
 
 
+def test_a_test_on_history_is_recorded_and_lets_a_rule_be_activated(
+    cluster: Cluster, start: Starter, tmp_path: Path
+) -> None:
+    cluster.publish()
+    file = tmp_path / "cheap.sql"
+    file.write_text(CHEAP)
+    cluster.command("rules", "publish", str(file), *WHY, code=0)
+    worker = start(cluster.settings)
+    days = 24
+    for number in range(10 * days):
+        country = ("DE", "FR", None)[number % 3]
+        at = after(number // 10, seconds=number % 10)
+        cluster.buy(number, at, card_id=f"c{number % 7}", amount=20.0 + number % 60, country=country)
+    cluster.flush()
+    worker.until(lambda: len(cluster.decisions()) == 10 * days)
+    assert worker.stop() == 0, worker.output
+    hit = [decision for decision in cluster.decisions() if decision.shadow_hits]
+    early = [decision for decision in hit if decision.event_time < after(days - 14)]
+    assert 0 < len(early) < len(hit)
+
+    assert "was not tested on 7 days" in cluster.command("rules", "activate", "cheap", *WHY, code=1).output
+    shown = cluster.command("rules", "test", str(file), "--on", "topics", "--by", "dana", code=0).output
+    assert f"{days - 14} days, {10 * (days - 14)} transactions" in shown
+    assert f"  hits: {len(early)}, " in shown
+    assert "Recorded as test 1 of cheap." in shown
+    cluster.command("rules", "retire", "cheap", *WHY, code=0)
+    shown = cluster.command("rules", "publish", str(file), "--on", "topics", *WHY, code=0).output
+    assert f"14 days, {10 * 14} transactions" in shown
+    assert f"  hits: {len(hit) - len(early)}, " in shown
+    cluster.command("rules", "activate", "cheap", *WHY, code=0)
+    assert "shadow -> active (tests: 1)  by dana" in cluster.command("rules", "show", "cheap", code=0).output
+    shown = cluster.command("rules", "report", "--on", "topics", code=0).output
+    assert "cheap  active for 0 days  alert  dana" in shown
+    assert f"  hits: {len(hit)}, of 0 mature ones 0 are fraud, 0.00 in all" in shown
+    assert "Earn nothing: cheap, large-amount." in shown
+    backtest = backtest_of(order="recorded", settings=cluster.settings).run()
+    assert {code for code, _ in backtest.rules_since} == {"cheap"}
+    found = backtest.variants[0].rules
+    assert found is not None
+    assert [(rule.code, rule.state) for rule in found.rules][-1] == ("cheap", "shadow")
+    assert np.count_nonzero(found.rule == len(found.rules) - 1) == len(hit), "it was in shadow when they were decided"
+
+
 def test_a_second_person_activates(cluster: Cluster, tmp_path: Path) -> None:
     cluster.publish()
     cluster.settings = cluster.settings.model_copy(update={"second_approval": True})
     file = tmp_path / "cheap.sql"
     file.write_text(CHEAP)
     cluster.command("rules", "publish", str(file), *WHY, code=0)
-    assert "dana has proposed rule 'cheap'" in cluster.command("rules", "activate", "cheap", *WHY, code=1).output
+    untested = cluster.command("rules", "activate", "cheap", "--untested", *WHY, code=1).output
+    assert "dana has proposed rule 'cheap'" in untested
     other = ("--reason", "It is good.", "--by", "mona")
-    cluster.command("rules", "activate", "cheap", *other, code=0)
+    cluster.command("rules", "activate", "cheap", "--untested", *other, code=0)
     shown = cluster.command("rules", "show", "cheap", code=0).output
-    assert "shadow -> active  by mona: It is good." in shown
+    assert "shadow -> active (tests: 0, untested)  by mona: It is good." in shown
     cluster.command("rules", "retire", "cheap", *other, code=0)
     published = PublishedVersions.on(cluster.bootstrap, cluster.settings)
     assert published.model_set.rules.version == RULES.version, "the same rules are the same set"

@@ -111,7 +111,7 @@ def page(content: ReportContent) -> str:
     filters = (
         *(wording.number, wording.ratio, wording.percent, wording.moment, wording.score, wording.figure),
         *(wording.between, wording.wider, wording.headline, wording.pacing_sentence, wording.partial_sentence),
-        *(wording.drift_sentence, metric),
+        *(wording.drift_sentence, wording.idle_rules_sentence, metric),
     )
     found = template(__package__, "page.html.jinja", filters)
     return found.render(content=wording.with_raised(content), plots=plots, stable=wording.STABLE, moved=wording.MOVED)

@@ -1,5 +1,6 @@
 """The parts of a report: decisions by score and threshold; reasons, and transactions worth a look."""
 
+from collections.abc import Mapping
 from typing import Final
 
 import numpy as np
@@ -10,6 +11,7 @@ from pipeline.backtest.input.span import time_text
 from pipeline.backtest.input.spill import in_blocks
 from pipeline.backtest.metrics.bootstrap import ConfidenceInterval
 from pipeline.backtest.metrics.ranking import Ranking
+from pipeline.backtest.metrics.rule_worth import RuleWorth, rule_worth
 from pipeline.backtest.report.content import (
     CurvePoint,
     PacingContent,
@@ -20,6 +22,7 @@ from pipeline.backtest.report.content import (
 from pipeline.backtest.report.observed import Observed, Shared
 from pipeline.backtest.runner.result import Variant
 from pipeline.backtest.runner.thresholds import FirstAlerts
+from pipeline.decision.policy import BY_SCORE
 from pipeline.decision.reason_texts import CODES
 from pipeline.learning.labels import FRAUD, LEGITIMATE, NOTHING
 from pipeline.scoring.blend import sigmoid
@@ -102,6 +105,15 @@ def reasons(variant: Variant) -> list[ReasonCount]:
         for code, size, mean in zip(found.index, found["size"], found["mean"], strict=True)
     ]
     return sorted(rows, key=lambda row: (-row.alerts, row.code))
+
+
+def rules(variant: Variant, shared: Shared, since: Mapping[tuple[str, str], str]) -> list[RuleWorth]:
+    """Return the worth of each rule; as in all figures, what has no label is legitimate."""
+    if variant.rules is None:
+        return []
+    by_score = (variant.decisions["selection"] == BY_SCORE).to_numpy(np.bool_, na_value=False)
+    fraud = shared.truth.fraud
+    return rule_worth(variant.rules, by_score, fraud, np.ones(len(fraud), np.bool_), shared.amount, since)
 
 
 def costliest(

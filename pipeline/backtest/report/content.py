@@ -13,6 +13,7 @@ from msgspec import Meta
 from pipeline.backtest.labels.ground_truth import Bounds
 from pipeline.backtest.metrics.bootstrap import ConfidenceInterval
 from pipeline.backtest.metrics.cost_model import SweepRow
+from pipeline.backtest.metrics.rule_worth import RuleWorth
 from pipeline.backtest.runner.result import Parameter, TrainedVersion
 from schemas.limits import check_limits
 
@@ -211,6 +212,8 @@ class VariantContent(msgspec.Struct, frozen=True, kw_only=True):
     """The sum of all scores: as many as there would be if scores were probabilities."""
     explained: int
     reasons: list[ReasonCount]
+    rules: list[RuleWorth]
+    """Rules by the money of frauds that they find alone; empty where none was evaluated."""
     misses: list[ReportedTransaction]
     """Frauds before which, and with which, there was no alert: the costliest."""
 

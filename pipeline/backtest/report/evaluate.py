@@ -1,5 +1,6 @@
 """Turn a backtest's result into the content of its report. Pure: no clock, no files."""
 
+from collections.abc import Mapping
 from typing import Final, NamedTuple
 
 import numpy as np
@@ -54,7 +55,7 @@ def evaluate(result: BacktestResult, options: ReportOptions) -> ReportContent:
         options=options,
         labels=label_content(result, shared),
         variants=[
-            _variant(variant, shared, number, observed, samples, options, protection_us)
+            _variant(variant, shared, number, observed, samples, options, protection_us, result.rules_since)
             for number, variant in enumerate(result.variants)
         ],
         comparisons=[
@@ -91,6 +92,7 @@ def _variant(
     samples: _Samples,
     options: ReportOptions,
     protection_us: int,
+    rules_since: Mapping[tuple[str, str], str],
 ) -> VariantContent:
     truth, shown, reviewed = shared.truth, observed[number], variant.reviewed
     (days, by_day), (bands, by_amount), (kinds, by_kind) = samples.days, samples.amounts, samples.kinds
@@ -139,6 +141,7 @@ def _variant(
         expected_frauds=float(shown.score.sum()),
         explained=variant.explained,
         reasons=breakdowns.reasons(variant),
+        rules=breakdowns.rules(variant, shared, rules_since),
         misses=breakdowns.costliest(shared, observed, missed, options.rows),
     )
 

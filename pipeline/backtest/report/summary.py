@@ -13,6 +13,7 @@ from pipeline.backtest.report.wording import (
     between,
     drift_sentence,
     figure,
+    idle_rules_sentence,
     moment,
     number,
     pacing_sentence,
@@ -96,8 +97,9 @@ def _print_variant(console: Console, variant: VariantContent, content: ReportCon
         )
     if variant.paced is not None:
         console.print(Text(pacing_sentence(variant.paced)))
-    if text := trainings_sentence(variant):
-        console.print(Text(text))
+    for text in (trainings_sentence(variant), idle_rules_sentence(variant)):
+        if text:
+            console.print(Text(text))
     if variant.reviewed is not None:
         console.print(
             Text(

@@ -214,3 +214,9 @@ def trainings_sentence(variant: VariantContent) -> str:
         f"{variant.name}: {len(made)} versions, by what was known from {moment(made[0].known_time)} to "
         f"{moment(made[-1].known_time)}; the trainings took {number(sum(version.seconds for version in made), 1)} s."
     )
+
+
+def idle_rules_sentence(variant: VariantContent) -> str:
+    """Name the active rules that find no fraud which nothing else finds; empty where there is none."""
+    codes = [rule.code for rule in variant.rules if rule.earns_nothing]
+    return f"Rules that find no fraud that nothing else finds: {', '.join(codes)}." if codes else ""

@@ -5,12 +5,14 @@ from contextlib import suppress
 from functools import cached_property
 from typing import Final, TypeVar
 
+from pipeline.backtest.input.span import time_text
 from pipeline.decision.lists import LISTS, NO_LISTS, ListSet
 from pipeline.decision.policy import Policy
 from pipeline.decision.rules import NO_RULES, RULES, RuleSet
 from pipeline.engine.cards.card_options import CardOptions
 from pipeline.engine.scores.active_models import ActiveModels, ModelSet
 from pipeline.models.library import PublishedVersions
+from pipeline.models.list_changes import active_manifest
 from pipeline.models.list_log import ListLog
 from pipeline.models.published_files import PublishedFiles
 from pipeline.models.registry import LIGHTGBM, POLICY, Registry, RegistryError
@@ -20,6 +22,7 @@ from pipeline.scoring.lightgbm_model import LightGBMModel
 from pipeline.scoring.river_factory import first_river, load_river, new_learner, resume_learner
 from pipeline.scoring.training_updates import RiverLearner
 from pipeline.settings import Settings
+from schemas.codec import timestamp_us
 from schemas.messages import CardConfig, Versions
 from schemas.records import Record
 
@@ -109,6 +112,16 @@ class ModelLibrary:
     def rules(self) -> RuleSet:
         """Return the active rules of the cluster."""
         return NO_RULES if self._cluster is None else self._cluster.model_set.rules
+
+    def rules_since(self) -> Mapping[tuple[str, str], str]:
+        """Return since when the rules of the cluster are in their states, RFC 3339, by code and state."""
+        steps = {} if self._cluster is None else self._cluster.history.rules_since()
+        return {key: time_text(timestamp_us(moment)) for key, moment in steps.items()}
+
+    def lists(self) -> ListSet:
+        """Return the active lists of the cluster. Raises `ModelError`."""
+        payload = None if self._cluster is None else active_manifest(self._cluster)
+        return NO_LISTS if payload is None or self._list_log is None else self._list_log.load(payload)
 
     def _named_rules(self, version: str) -> RuleSet:
         if not version:

@@ -124,13 +124,19 @@ def summary_of(statistics: RunStatistics) -> RunSummary:
     return RunSummary(statistics.reported_counts(), statistics.warnings, statistics.partial)
 
 
-def result_of(request: Request, collected: Mapping[str, Collected], statistics: RunStatistics) -> BacktestResult:
+def result_of(
+    request: Request,
+    collected: Mapping[str, Collected],
+    statistics: RunStatistics,
+    rules_since: Mapping[tuple[str, str], str],
+) -> BacktestResult:
     """The result, of what was decided by each variant.
 
     Args:
         request: Gives range and parameters.
         collected: Decisions within the range by variant, at least one variant with a decision.
         statistics: Those of the pass, which has ended or was stopped.
+        rules_since: As in the result.
     """
     span = request.span
     from_us = span.from_us if span.from_us > EARLIEST_US else statistics.first_decided_us
@@ -155,6 +161,7 @@ def result_of(request: Request, collected: Mapping[str, Collected], statistics: 
         counts=counts,
         warnings=warnings,
         drift=statistics.drift.found(),
+        rules_since=rules_since,
         partial=partial,
     )
 

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import chain
 from typing import Final
 
 import msgspec
@@ -14,7 +15,9 @@ from numpy.typing import NDArray
 from pipeline.backtest.input.spill import NumberColumn, TextColumn, mapped_frame
 from pipeline.backtest.labels.schedule import ReviewOutcome
 from pipeline.backtest.metrics.drift import ModelDrift
+from pipeline.backtest.metrics.rule_worth import RuleHits
 from pipeline.backtest.runner.thresholds import FirstAlerts
+from pipeline.decision.rules import Rule
 from pipeline.engine.records.columns import Transactions
 from pipeline.engine.scores.decisions import Decisions, outcome_columns
 from pipeline.scoring.prequential import ScoreMeasures
@@ -76,6 +79,8 @@ class Variant:
     prequential: Mapping[str, ScoreMeasures] = field(default_factory=dict)
     """Figures of each model over the labelled examples of the whole history, before it learned them; empty where the
     online model does not learn."""
+    rules: RuleHits | None = None
+    """Hits of rules; None where no rule was evaluated."""
     reviewed: ReviewOutcome | None = None
     """Simulated reviews of its alerts, if any: labels that became known sooner by them than by the result's."""
 
@@ -107,6 +112,8 @@ class BacktestResult:
     """Sentences that the reader must see first, such as that history is shorter than the warm-up."""
     drift: Sequence[ModelDrift] = ()
     """Distribution of features in the training of each LightGBM version that scored, and in the range."""
+    rules_since: Mapping[tuple[str, str], str] = field(default_factory=dict)
+    """Since when rules are in their states, by code and state, RFC 3339; empty where that is not known."""
     partial: bool = False
     """True if the replay was interrupted before ``to_us``."""
 
@@ -171,6 +178,10 @@ class Collected:
         self._kept: _Kept = _Kept() if first is None else first._kept
         self._is_first = first is None
         self._score, self._selection = NumberColumn(np.float64), NumberColumn(np.int8)
+        self._rows, self._numbers = NumberColumn(np.int64), NumberColumn(np.int64)
+        """Pairs of a row and a rule that hits it."""
+        self._rules: dict[tuple[str, str, str], tuple[int, Rule]] = {}
+        """Numbers of rules by code, state and action."""
         self._decisions = 0
         self._reasons: list[tuple[str, float]] = []
         self._explained = 0
@@ -184,6 +195,7 @@ class Collected:
         """Keep some decisions."""
         if not len(decisions):
             return
+        self._add_hits(decisions)
         self._decisions += len(decisions)
         if self._is_first:
             self._kept.add(decisions.transactions)
@@ -198,6 +210,19 @@ class Collected:
         for name in versions.__struct_fields__:
             self._models.setdefault(name, set()).add(getattr(versions, name))
         self._thresholds.add(decisions.models.policy.threshold)
+
+    def _add_hits(self, decisions: Decisions) -> None:
+        """Keep which rules hit; those of another set are the same where code, state and action are."""
+        numbers = []
+        for rule in decisions.models.evaluated_rules.evaluated:
+            key = (rule.code, rule.state, rule.action)
+            numbers.append(self._rules.get(key, (len(self._rules), rule))[0])
+            self._rules[key] = numbers[-1], rule
+        if numbers:
+            lengths = np.fromiter(map(len, decisions.hits), np.int64, len(decisions))
+            hits = np.fromiter(chain.from_iterable(decisions.hits), np.int64, int(lengths.sum()))
+            self._rows.add(np.repeat(self._decisions + np.arange(len(decisions)), lengths))
+            self._numbers.add(np.array(numbers, np.int64)[hits])
 
     def variant(self, name: str) -> Variant:
         """All of it; nothing can be added any more."""
@@ -214,6 +239,9 @@ class Collected:
             threshold=next(iter(self._thresholds)) if len(self._thresholds) == 1 else None,
             reasons=pd.DataFrame(self._reasons, columns=list(REASON_COLUMNS)) if self._reasons else None,
             explained=self._explained,
+            rules=RuleHits([rule for _, rule in self._rules.values()], self._rows.finish(), self._numbers.finish())
+            if self._rules
+            else None,
         )
 
 

@@ -28,7 +28,7 @@ from pipeline.engine.encoding.json_rows import (
 )
 from pipeline.engine.records.subjects import Subjects
 from pipeline.engine.scores.active_models import ActiveModels
-from pipeline.engine.scores.decisions import SELECTIONS, PolicyResult
+from pipeline.engine.scores.decisions import SELECTIONS, PolicyResult, field_reader
 from pipeline.features.catalogue import FEATURES
 from pipeline.scoring.blend import sigmoid
 from pipeline.scoring.kinds import KINDS, WITH_LOG_ODDS
@@ -169,6 +169,7 @@ class DecisionWriter:
             batch.models,
             selections,
             batch.decided.hits,
+            field_reader(batch.models.lists, batch.features, batch.decided.logits, batch.decided.score, subjects),
             self._base_currency,
             home,
             batch.decided.listed,

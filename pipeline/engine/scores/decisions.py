@@ -1,6 +1,7 @@
 """Decisions as columns."""
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
@@ -9,11 +10,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from pipeline.decision.lists import ListOutcome, Texts, unlisted
+from pipeline.decision.lists import ListOutcome, ListSet, Texts, unlisted
 from pipeline.decision.policy import BY_AUDIT, BY_LIST, BY_RULE, BY_SCORE, Policy
 from pipeline.decision.reasons import explain
 from pipeline.decision.rule_caps import Bound
-from pipeline.decision.rules import COLUMNS, TEXTS, no_hits
+from pipeline.decision.rule_program import Read
+from pipeline.decision.rules import no_hits, reader
 from pipeline.engine.records.columns import Reject, Transactions
 from pipeline.engine.records.subjects import Subjects
 from pipeline.engine.scores.active_models import ActiveModels
@@ -166,12 +168,15 @@ class Decisions:
         """
         rows = np.flatnonzero(self.alert) if rows is None else rows
         selections = [SELECTIONS[code] if code >= 0 else None for code in self.selection[rows].tolist()]
+        features, logits, taken = self.features[rows], self.logits[rows], self.transactions.take(rows)
+        read = field_reader(self.models.lists, features, logits, self.score[rows], taken)
         return explain(
-            self.features[rows],
+            features,
             self.logit[rows],
             self.models,
             selections,
             self.hits[rows],
+            read,
             self.base_currency,
             listed=self.listed[rows],
         )
@@ -236,18 +241,30 @@ def rule_hits(
     rules = models.evaluated_rules
     if not rules.evaluated:
         return no_hits(len(score))
-    scores = {kind.name: column for column, kind in enumerate(KINDS)}
+    return rules.hits(field_reader(models.lists, features, logits, score, about, texts), len(score))
 
-    def read(name: Any) -> Any:
-        if isinstance(name, tuple):
-            return models.lists.truth(name, texts, about.event_time_us)
-        if name in TEXTS:
-            return texts[name]
-        if name == "score":
-            return score
-        return sigmoid(logits[:, scores[name]]) if name in scores else features[:, COLUMNS[name]]
 
-    return rules.hits(read, len(score))
+def field_reader(
+    lists: ListSet,
+    features: NDArray[np.float64],
+    logits: NDArray[np.float64],
+    score: NDArray[np.float64],
+    about: Subjects | Transactions,
+    texts: Texts | None = None,
+) -> Read:
+    """Return what reads the columns of transactions for rules; texts that are not among ``texts`` are decoded."""
+    known = dict(texts or {})
+
+    def text(name: str) -> Sequence[str | None]:
+        return known[name] if name in known else known.setdefault(name, about.text_lists([name])[name])
+
+    return reader(
+        text,
+        score,
+        lambda kind: logits[:, kind],
+        lambda column: features[:, column],
+        lambda test: lists.truth(test, text, about.event_time_us),
+    )
 
 
 def log_odds(models: ActiveModels, features: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -1,6 +1,7 @@
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -263,7 +264,9 @@ def test_contributions_add_up_to_the_blend_s_log_odds() -> None:
     many = Policy(0.5, blend=0.6, max_reasons=50)
     base = small_model().logit(features) - small_model().contributions(features).sum(axis=1)
     blended = 0.4 * logit + 0.6 * layer.logit(features, logit)
-    for i, reasons in enumerate(explain(features, logit, models(many, layer), ["score"] * 20, [()] * 20, "EUR")):
+    nothing: dict[str, Any] = {}
+    found = explain(features, logit, models(many, layer), ["score"] * 20, [()] * 20, nothing.__getitem__, "EUR")
+    for i, reasons in enumerate(found):
         # The parts that lower the score are not in words: what is may only exceed the sum.
         assert sum(reason.contribution for reason in reasons) >= blended[i] - base[i] - 0.7 * (len(REASON_TEXTS) + 1)
         assert all(reason.contribution >= 0.25 for reason in reasons) or len(reasons) == 1
@@ -272,7 +275,7 @@ def test_contributions_add_up_to_the_blend_s_log_odds() -> None:
 def test_rules_and_audits_come_first() -> None:
     rules = RuleSet(
         [
-            rule("SMALL_HOURS", "hour >= 0 and country = 'DE'", reason="A house rule."),
+            rule("SMALL_HOURS", "hour >= 0 and country = 'DE' and ip is not null", reason="A house rule."),
             rule("TAGGED", "hour >= 0", action="tag"),
         ]
     )
@@ -280,8 +283,18 @@ def test_rules_and_audits_come_first() -> None:
     features = matrix(40)
     selections = ["audit", *["rule"] * 39]
     logit, hits = small_model().logit(features), [(0, 1)] * 40
-    by_audit, *by_rule = explain(features, logit, models(policy, rules=rules), selections, hits, "EUR")
-    assert all((found[0].code, found[0].sentence) == ("SMALL_HOURS", "A house rule.") for found in by_rule)
+    columns: dict[str, Any] = {
+        "hour": features[:, COLUMN["hour"]],
+        "country": ["DE", *"D" * 38, "D" * 41],
+        "ip": ["10.0.0.1"] * 40,
+    }
+    read = columns.__getitem__
+    by_audit, *by_rule = explain(features, logit, models(policy, rules=rules), selections, hits, read, "EUR")
+    hours = [str(round(hour, 4)).removesuffix(".0") for hour in features[:, COLUMN["hour"]].tolist()]
+    assert by_audit[0].sentence == f"A house rule (hour {hours[0]}, country DE)."
+    assert by_rule[0][0].sentence == f"A house rule (hour {hours[1]}, country D)."
+    assert by_rule[-1][0].sentence == f"A house rule (hour {hours[-1]}, country {'D' * 40}...)."
+    assert all(found[0].code == "SMALL_HOURS" for found in by_rule)
     values = [(found[0].feature, found[0].value) for found in by_rule]
     assert values == [("hour", round(hour, 4)) for hour in features[1:, COLUMN["hour"]].tolist()]
     assert [reason.code for reason in by_audit] == ["SMALL_HOURS", "AUDIT_SAMPLE"]

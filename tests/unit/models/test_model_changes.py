@@ -69,6 +69,8 @@ class Cluster(ControlWriter, VersionContents):
         self.items.append(item)
         self.headers.append(self._signer.headers(control_record(item), "control"))
 
+    note = control
+
     def written_by(self, settings: Settings) -> None:
         """Read and write from now on as a program with other settings."""
         self._settings, self._signer = settings, Signer.from_settings(settings)

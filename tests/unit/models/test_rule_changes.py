@@ -43,11 +43,11 @@ def test_a_rule_takes_one_step_after_the_other(cluster: Cluster) -> None:
     assert changes(cluster).rules is NO_RULES
     changes(cluster).apply([A, B], DANA)
     with pytest.raises(ModelError, match="rule 'a' is a draft: only one that is in shadow"):
-        changes(cluster).activate("a", DANA)
+        changes(cluster).activate("a", DANA, untested=True)
     changes(cluster).publish("a", DANA)
     with pytest.raises(ModelError, match="rule 'a' is in shadow: only one that is a draft"):
         changes(cluster).publish("a", DANA)
-    changes(cluster).activate("a", MONA)
+    changes(cluster).activate("a", MONA, untested=True)
     assert states(cluster) == [("a", "active"), ("b", "draft")]
     active = cluster.published().model_set.active
     assert active is not None
@@ -71,7 +71,7 @@ def test_a_rule_takes_one_step_after_the_other(cluster: Cluster) -> None:
 def test_an_edited_rule_stands_beside_the_active_one_until_it_replaces_it(cluster: Cluster) -> None:
     edited = rule("a", "amount > 50", state="draft")
     changes(cluster).publish(A, DANA)
-    changes(cluster).activate("a", DANA)
+    changes(cluster).activate("a", DANA, untested=True)
     with pytest.raises(ModelError, match="says this already"):
         changes(cluster).apply([A], DANA)
     changes(cluster).apply([edited], DANA)
@@ -81,7 +81,7 @@ def test_an_edited_rule_stands_beside_the_active_one_until_it_replaces_it(cluste
     withdrawn = applied(changes(cluster).rules, [A])
     assert [each.state for each in withdrawn.rules] == ["active"]
     assert [change.after for change in differences(changes(cluster).rules, withdrawn)] == [None]
-    changes(cluster).activate("a", DANA)
+    changes(cluster).activate("a", DANA, untested=True)
     assert [each.expression for each in changes(cluster).rules.rules] == ["amount > 50"]
 
 
@@ -89,9 +89,32 @@ def test_a_second_person_activates_where_one_is_asked_for(cluster: Cluster, tmp_
     changes(cluster).publish(A, DANA)
     cluster._settings = cluster._settings.model_copy(update={"second_approval": True})
     with pytest.raises(ModelError, match="dana has proposed rule 'a'"):
-        changes(cluster).activate("a", ChangeAuthor(" Dana", "Again."))
+        changes(cluster).activate("a", ChangeAuthor(" Dana", "Again."), untested=True)
+    changes(cluster).activate("a", MONA, untested=True)
+    assert states(cluster) == [("a", "active")]
+
+
+def test_a_rule_is_activated_once_its_condition_was_tested(cluster: Cluster) -> None:
+    changes(cluster).publish(A, DANA)
+    events = len(cluster.items)
+    for days, tested in ((6, A), (30, replace(A, expression="amount > 6")), (30, replace(A, code="b"))):
+        changes(cluster).record_test(tested, days, "history", "dana")
+        with pytest.raises(ModelError, match="'a' was not tested on 7 days of history"):
+            changes(cluster).activate("a", MONA)
+    changes(cluster).record_test(replace(A, owner="mona"), 7, "history", "dana")
+    assert len(cluster.items) == events + 4
+    assert [test.by for test in changes(cluster).tests(A)] == ["dana"] * 3
     changes(cluster).activate("a", MONA)
     assert states(cluster) == [("a", "active")]
+    (*_, (_, change)) = changes(cluster).history("a")
+    assert (change["tests"], change["tested"]) == (3, True)
+
+
+def test_the_history_of_a_rule_names_it_untested(cluster: Cluster) -> None:
+    changes(cluster).publish(A, DANA)
+    changes(cluster).activate("a", MONA, untested=True)
+    (*_, (_, change)) = changes(cluster).history("a")
+    assert (change["tests"], change["tested"]) == (0, False)
 
 
 def test_rules_of_a_policy_move_with_it_at_once(cluster: Cluster) -> None:
