@@ -35,7 +35,9 @@ A_QUIET = ("quiet-rules/ID", ("a",))
 
 def held(lists: ListSet, name: str, texts: Sequence[str | None], at_us: int) -> list[float | None]:
     field = lists.definitions[name].field
-    truth = lists.truth(("in", ("field", field), ("list", name)), {field: texts}, np.full(len(texts), at_us))
+    truth = lists.truth(
+        ("in", ("field", field), ("list", name)), {field: texts}.__getitem__, np.full(len(texts), at_us)
+    )
     return [None if np.isnan(each) else float(each) for each in truth]
 
 
@@ -44,7 +46,7 @@ def test_an_entry_holds_for_what_happened_before_its_expiry() -> None:
     assert held(lists, "home", ["DE", "FR", "IT", None], 99) == [1, 1, 0, None]
     assert held(lists, "home", ["DE", "FR", "IT", None], 100) == [0, 1, 0, None]
     test = ("in", ("field", "country"), ("list", "unknown"))
-    truth = lists.truth(test, {"country": ["DE", None]}, np.zeros(2, np.int64))
+    truth = lists.truth(test, {"country": ["DE", None]}.__getitem__, np.zeros(2, np.int64))
     assert (truth[0], np.isnan(truth[1])) == (0.0, True)
 
 
@@ -216,7 +218,7 @@ def test_rules_read_lists_as_duckdb_reads_a_table(
     event_us = np.arange(len(drawn))
     texts = {name: columns[name].to_pylist() for name in names}
 
-    tests = {test: lists.truth(test, texts, event_us) for test in lists_in(tree)}
+    tests = {test: lists.truth(test, texts.__getitem__, event_us) for test in lists_in(tree)}
     read = {**columns, **texts, **tests}
     found = RuleProgram([tree], FIELDS).hits(read.__getitem__, len(drawn))[0].tolist()
 

@@ -97,7 +97,7 @@ def test_a_second_person_activates_where_one_is_asked_for(cluster: Cluster, tmp_
 def test_a_rule_is_activated_once_its_condition_was_tested(cluster: Cluster) -> None:
     changes(cluster).publish(A, DANA)
     events = len(cluster.items)
-    for days, tested in ((6, A), (30, replace(A, expression="amount > 6")), (30, replace(A, code="b"))):
+    for days, tested in ((6, A), (30, rule("a", "amount > 6", state="draft")), (30, replace(A, code="b"))):
         changes(cluster).record_test(tested, days, "history", "dana")
         with pytest.raises(ModelError, match="'a' was not tested on 7 days of history"):
             changes(cluster).activate("a", MONA)
