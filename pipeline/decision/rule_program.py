@@ -9,6 +9,7 @@ and `or` the larger one. A text is the number of the literal that it equals; any
 from collections.abc import Callable, Mapping, Sequence
 from enum import IntEnum
 from itertools import chain, repeat
+from threading import Lock
 from typing import Any, Final
 
 import numpy as np
@@ -24,7 +25,7 @@ Read = Callable[[str], Any]
 _BLOCK_ROWS: Final = 128
 """Rows that pass through all steps together, so that what steps leave stays in the processor's cache."""
 _MOST_WORDS: Final = 10_000
-"""Texts whose tests are remembered."""
+"""Texts of a field whose tests are remembered."""
 _OTHER: Final = -1.0
 """Number of a text that no literal equals."""
 
@@ -75,8 +76,6 @@ class RuleProgram:
         """Number of each input: by a field's name, or by a test of texts."""
         self._words: dict[str, dict[str | None, float]] = {}
         """Numbers of the literals that a field of texts is compared with."""
-        self._known: dict[Node, dict[str | None, float]] = {}
-        """Truth of tests of texts, by the text."""
         self._roots = np.array([self._step(condition.root) for condition in conditions], np.int64)
         self._program = np.array([*self._steps], np.int64).reshape(-1, 4)
         self.steps = len(self._program)
@@ -86,6 +85,12 @@ class RuleProgram:
             item: (item,) if isinstance(item, str) else tuple(fields_in(Condition(item))) for item in self._inputs
         }
         """Fields that each input reads."""
+        self._tests: dict[str, _TextTests] = {}
+        """Tests that read one field of texts and nothing else, by the field."""
+        for item, fields in self._read.items():
+            if not isinstance(item, str) and len(fields) == 1 and kinds[fields[0]] is ValueKind.TEXT:
+                self._tests.setdefault(fields[0], _TextTests(fields[0])).tests[item] = self._inputs[item]
+        self._of_texts = frozenset(number for each in self._tests.values() for number in each.tests.values())
 
     def hits(self, read: Read, n: int) -> NDArray[np.bool_]:
         """Return which rows each condition selects; shape (number of conditions, n).
@@ -94,35 +99,23 @@ class RuleProgram:
             read: Returns the column of a field, shape (n,).
             n: Number of rows.
         """
+        found = np.empty((len(self._roots), n), np.bool_)
+        if not n:
+            return found
         inputs = np.empty((len(self._inputs), n))
         columns = {name: read(name) for name in dict.fromkeys(chain.from_iterable(self._read.values()))}
+        for name, tests in self._tests.items():
+            inputs[[*tests.tests.values()]] = tests.truths(columns[name])
         for item, number in self._inputs.items():
             if not isinstance(item, str):
-                inputs[number] = self._tested(item, columns, n)
+                if number not in self._of_texts:
+                    inputs[number] = _truth(item, columns, n)
             elif self._kinds[item] is ValueKind.TEXT:
                 inputs[number] = np.fromiter(map(self._words[item].get, columns[item], repeat(_OTHER)), np.float64, n)
             else:
                 inputs[number] = columns[item]
-        found = np.empty((len(self._roots), n), np.bool_)
         run_program(self._program, self._values, inputs, self._roots, np.empty((self.steps, _BLOCK_ROWS)), found)
         return found
-
-    def _tested(self, test: Node, columns: Mapping[str, Any], n: int) -> NDArray[np.float64]:
-        """Return the truth of a test of texts."""
-        if len(names := self._read[test]) != 1 or self._kinds[names[0]] is not ValueKind.TEXT:
-            return _truth(test, columns, n)
-        known, column = self._known.setdefault(test, {}), columns[names[0]]
-        try:
-            return np.fromiter(map(known.__getitem__, column), np.float64, n)
-        except KeyError:
-            # Of its own, whatever another thread does with what is known.
-            found = {word: truth for word in column if (truth := known.get(word)) is not None}
-        new = [word for word in dict.fromkeys(column) if word not in found]
-        found.update(zip(new, _truth(test, {names[0]: new}, len(new)).tolist(), strict=True))
-        if len(known) + len(new) > _MOST_WORDS:
-            known.clear()
-        known.update(found)
-        return np.fromiter(map(found.__getitem__, column), np.float64, n)
 
     def _step(self, node: Node) -> int:
         """Return the number of the step that makes a node's value; steps before it make its operands'."""
@@ -197,6 +190,46 @@ class RuleProgram:
 
     def _add(self, *step: int) -> int:
         return self._steps.setdefault((*map(int, step), *[0] * (4 - len(step))), len(self._steps))
+
+
+class _TextTests:
+    """Tests of one field of texts; the truth of each is remembered for each text, whatever thread asks.
+
+    Args:
+        field: The field.
+    """
+
+    def __init__(self, field: str) -> None:
+        self._field = field
+        self.tests: dict[Node, int] = {}
+        """Numbers of their inputs."""
+        self._known: tuple[dict[str | None, int], NDArray[np.float16]] = ({}, np.empty((0, 0), np.float16))
+        """Number of each text, and the truth of each test, shape (tests, texts)."""
+        self._lock = Lock()
+
+    def truths(self, column: Texts) -> NDArray[np.float16]:
+        """Return the truth of each test; shape (number of tests, n)."""
+        numbers, truths = self._known
+        try:
+            return truths[:, np.fromiter(map(numbers.__getitem__, column), np.intp, len(column))]
+        except KeyError:
+            with self._lock:
+                numbers, truths = self._learn([*dict.fromkeys(column)])
+        return truths[:, np.fromiter(map(numbers.__getitem__, column), np.intp, len(column))]
+
+    def _learn(self, words: Texts) -> tuple[dict[str | None, int], NDArray[np.float16]]:
+        """Remember words; those of before go where they were too many. What another thread holds stays as it is."""
+        numbers, truths = self._known
+        new = [word for word in words if word not in numbers]
+        if len(numbers) + len(new) > truths.shape[1]:
+            room = max(_MOST_WORDS, len(words))
+            numbers, truths, new = {}, np.empty((len(self.tests), room), np.float16), [*words]
+        for row, test in enumerate(self.tests):
+            truths[row, len(numbers) : len(numbers) + len(new)] = _truth(test, {self._field: new}, len(new))
+        # A thread that finds a number finds its truths.
+        numbers.update(zip(new, range(len(numbers), len(numbers) + len(new)), strict=True))
+        self._known = numbers, truths
+        return self._known
 
 
 def _truth(test: Node, columns: Mapping[str, Any], n: int) -> NDArray[np.float64]:
