@@ -8,7 +8,9 @@ and `or` the larger one. A text is the number of the literal that it equals; any
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from enum import IntEnum
+from functools import partial
 from itertools import chain, repeat
+from threading import Lock
 from typing import Any, Final
 
 import numpy as np
@@ -50,7 +52,7 @@ By a test of a list, its truth: 1, 0, or NaN for unknown.
 _BLOCK_ROWS: Final = 128
 """Rows that pass through all steps together, so that what steps leave stays in the processor's cache."""
 _MOST_WORDS: Final = 10_000
-"""Texts whose tests are remembered."""
+"""Texts of a field whose tests are remembered."""
 _OTHER: Final = -1.0
 """Number of a text that no literal equals."""
 
@@ -101,10 +103,8 @@ class RuleProgram:
         """Number of each input: by a field's name, or by a test of texts."""
         self._words: dict[str, dict[str | None, float]] = {}
         """Numbers of the literals that a field of texts is compared with."""
-        self._known: dict[Node, dict[str | None, float]] = {}
-        """Truth of tests of texts, by the text."""
-        self._coded: dict[Any, tuple[Texts, NDArray[np.float64]]] = {}
-        """Words that came last for an input, and their numbers."""
+        self._coded: dict[str, tuple[Texts, NDArray[Any]]] = {}
+        """Words that came last for a field, and what was found of them: truth of its tests, or their numbers."""
         self._roots = np.array([self._step(condition.root) for condition in conditions], np.int64)
         self._program = np.array([*self._steps], np.int64).reshape(-1, 4)
         self.steps = len(self._program)
@@ -112,6 +112,12 @@ class RuleProgram:
         self._values = np.array([*self._constants], np.float64)
         self._read: dict[Any, tuple[Any, ...]] = {item: _read_by(item) for item in self._inputs}
         """Fields and lists that each input reads."""
+        self._tests: dict[str, _TextTests] = {}
+        """Tests that read one field of texts and nothing else, by the field."""
+        for item, (name, *others) in self._read.items():
+            if not (isinstance(item, str) or is_list_test(item) or others) and kinds[name] is ValueKind.TEXT:
+                self._tests.setdefault(name, _TextTests(name)).tests[item] = self._inputs[item]
+        self._of_texts = frozenset(number for each in self._tests.values() for number in each.tests.values())
 
     def hits(self, read: Read, n: int) -> NDArray[np.bool_]:
         """Return which rows each condition selects; shape (number of conditions, n).
@@ -120,50 +126,37 @@ class RuleProgram:
             read: Returns the column of a field, shape (n,).
             n: Number of rows.
         """
+        found = np.empty((len(self._roots), n), np.bool_)
+        if not n:
+            return found
         inputs = np.empty((len(self._inputs), n))
         columns = {name: read(name) for name in dict.fromkeys(chain.from_iterable(self._read.values()))}
+        for name, tests in self._tests.items():
+            inputs[[*tests.tests.values()]] = self._of_words(name, columns[name], tests.truths)
         for item, number in self._inputs.items():
-            inputs[number] = self._input_values(item, columns, n)
-        found = np.empty((len(self._roots), n), np.bool_)
+            if not isinstance(item, str):
+                if is_list_test(item):
+                    inputs[number] = np.nan_to_num(columns[item], nan=0.5)
+                elif number not in self._of_texts:
+                    inputs[number] = _truth(item, columns, n)
+            elif self._kinds[item] is ValueKind.TEXT:
+                inputs[number] = self._of_words(f"={item}", columns[item], partial(self._numbers, item))
+            else:
+                inputs[number] = columns[item]
         run_program(self._program, self._values, inputs, self._roots, np.empty((self.steps, _BLOCK_ROWS)), found)
         return found
 
-    def _input_values(self, item: Any, columns: Mapping[Any, Any], n: int) -> NDArray[np.float64]:
-        """Return an input: numbers, the numbers of texts, or the truth of a test of texts."""
-        names = self._read[item]
-        column: Any = columns[names[0]] if len(names) == 1 else None
-        if isinstance(column, CodedTexts):
-            words, values = self._coded.get(item, (None, np.empty(0)))
-            if words is not column.words:
-                words = column.words
-                values = self._input_values(item, {names[0]: words}, len(words))
-                self._coded[item] = words, values
-            coded: NDArray[np.float64] = values[column.codes]
-            return coded
-        if not isinstance(item, str):
-            return self._tested(item, columns, n)
-        if self._kinds[item] is ValueKind.TEXT:
-            return np.fromiter(map(self._words[item].get, column, repeat(_OTHER)), np.float64, n)
-        return np.asarray(column, np.float64)
+    def _numbers(self, field: str, texts: Texts) -> NDArray[np.float64]:
+        return np.fromiter(map(self._words[field].get, texts, repeat(_OTHER)), np.float64, len(texts))
 
-    def _tested(self, test: Node, columns: Mapping[Any, Any], n: int) -> NDArray[np.float64]:
-        """Return the truth of a test of texts."""
-        if is_list_test(test):
-            return np.asarray(np.nan_to_num(columns[test], nan=0.5))
-        if len(names := self._read[test]) != 1 or self._kinds[names[0]] is not ValueKind.TEXT:
-            return _truth(test, columns, n)
-        known, column = self._known.setdefault(test, {}), columns[names[0]]
-        try:
-            return np.fromiter(map(known.__getitem__, column), np.float64, n)
-        except KeyError:
-            # Of its own, whatever another thread does with what is known.
-            found = {word: truth for word in column if (truth := known.get(word)) is not None}
-        new = [word for word in dict.fromkeys(column) if word not in found]
-        found.update(zip(new, _truth(test, {names[0]: new}, len(new)).tolist(), strict=True))
-        if len(known) + len(new) > _MOST_WORDS:
-            known.clear()
-        known.update(found)
-        return np.fromiter(map(found.__getitem__, column), np.float64, n)
+    def _of_words(self, key: str, column: Texts, find: Callable[[Texts], NDArray[Any]]) -> NDArray[Any]:
+        """Return what is found of each text; of coded ones, once for each word."""
+        if not isinstance(column, CodedTexts):
+            return find(column)
+        words, found = self._coded.get(key, (None, np.empty(0)))
+        if words is not column.words:
+            words, found = self._coded[key] = column.words, find(column.words)
+        return found[..., column.codes]
 
     def _step(self, node: Node) -> int:
         """Return the number of the step that makes a node's value; steps before it make its operands'."""
@@ -247,8 +240,6 @@ def _read_by(item: Any) -> tuple[Any, ...]:
     tree = Condition(item)
     return (*fields_in(tree), *lists_in(tree))
 
-
-def _truth(test: Node, columns: Mapping[Any, Any], n: int) -> NDArray[np.float64]:
     true, false = (evaluate(Condition(each), columns, n) for each in (test, ("not", test)))
     return 0.5 + 0.5 * true - 0.5 * false
 

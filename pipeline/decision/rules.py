@@ -218,7 +218,8 @@ class RuleSet:
         """Return the numbers of the rules in ``evaluated`` that hit each of n rows, ascending; see `RuleProgram`."""
         found = no_hits(n)
         if self.evaluated:
-            rows, numbers = np.nonzero(self.program.hits(read, n).T)
+            # By rule, so that the numbers of a row ascend; NumPy takes five times as long over two dimensions.
+            numbers, rows = np.divmod(np.flatnonzero(self.program.hits(read, n)), n)
             for row, number in zip(rows.tolist(), numbers.tolist(), strict=True):
                 found[row] = (*found[row], number)
         return found
