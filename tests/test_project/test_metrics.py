@@ -15,7 +15,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from agents.counts import COUNTED, COUNTED_BY_AGENT, REPEATED
 from pipeline.observability.endpoint import EndpointError
-from pipeline.observability.metric_declarations import WORKER_METRICS
+from pipeline.observability.metric_declarations import WEBHOOK_METRICS, WORKER_METRICS
 from pipeline.observability.metrics import LATENCY, ArrayHistogram, WorkerMetrics
 from tests.helpers.waiting import TIMEOUT_S
 
@@ -84,7 +84,8 @@ def test_something_counts_every_metric_and_nothing_else() -> None:
     by_kind = {*COUNTED.values(), *COUNTED_BY_AGENT.values(), "duplicates", "redelivered"}
     assert named | by_kind | {"prequential_auc"} == {*declared}
     for method, known in (("count", COUNTERS), ("show", GAUGES), ("observe", HISTOGRAMS)):
-        assert set(re.findall(rf'metrics\.{method}\(\s*"(\w+)"', text)) <= known.keys()
+        assert set(re.findall(rf'metrics\.{method}\(\s*"(\w+)"', text)) <= known.keys() | WEBHOOK_METRICS.keys()
+    assert all(f'"{name}"' in text.partition("class Webhook")[2] for name in WEBHOOK_METRICS)
 
 
 def test_agents_count_what_kernels_count() -> None:

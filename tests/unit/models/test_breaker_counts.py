@@ -52,10 +52,10 @@ def test_a_share_of_the_hours_transactions_is_a_cap_for_tags_too() -> None:
     rules = RuleSet([rule("tag", "amount > 0", action="tag", max_hit_rate=0.1)])
     counts = RuleCounts()
     counts.activated("tag", START)
-    add(counts, [*decisions(99, "tag", by_rule=False), *decisions(LEAST_TRANSACTIONS - 100, "other")])
+    add(counts, [*decisions(199, "tag", by_rule=False), *decisions(LEAST_TRANSACTIONS - 200, "other")])
     assert counts.trips(rules) == []
     add(counts, decisions(2, "tag", by_rule=False))
     (trip,) = counts.trips(rules)
-    assert trip.reason == "it hit 101 of an hour's 1,001 transactions, of 10.00% at most"
+    assert trip.reason == "it hit 201 of an hour's 1,001 transactions, of 10.00% at most"
     add(counts, decisions(1, "tag", hour=5 + 200))
     assert trip.figures["transactions"] == 1_001
