@@ -33,6 +33,7 @@ def test_every_topic_has_the_writers_that_its_declaration_names() -> None:
         "dead-letters": {"worker", "gateway"},
         "models": {"worker", "operator"},
         "control": {"worker", "operator"},
+        "lists": {"operator"},
         "examples": {"worker", "operator"},
     }
     assert {topic: writers(topic) for topic in expected} == expected
