@@ -9,10 +9,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from pipeline.decision.lists import ListOutcome, Texts, unlisted
+from pipeline.decision.lists import NO_LISTS, ListOutcome, ListSet, Texts, unlisted
 from pipeline.decision.policy import BY_AUDIT, BY_LIST, BY_RULE, BY_SCORE, Policy
 from pipeline.decision.reasons import explain
-from pipeline.decision.rules import COLUMNS, TEXTS, no_hits
+from pipeline.decision.rules import COLUMNS, TEXTS, RuleSet, no_hits
 from pipeline.engine.records.columns import Reject, Transactions
 from pipeline.engine.records.subjects import Subjects
 from pipeline.engine.scores.active_models import ActiveModels
@@ -212,27 +212,28 @@ def decided(models: ActiveModels, features: NDArray[np.float64], about: Subjects
     logits = log_odds(models, features)
     score = blend(logits, models.policy.model_weights)
     texts = about.text_lists(models.lists.texts(models.evaluated_rules))
-    hits = rule_hits(models, features, logits, score, about, texts)
+    hits = rule_hits(models.evaluated_rules, features, logits, score, about, models.lists, texts)
     return PolicyResult(logits, score, *_selected(models, score, features, about, hits, texts), hits)
 
 
 def rule_hits(
-    models: ActiveModels,
+    rules: RuleSet,
     features: NDArray[np.float64],
     logits: NDArray[np.float64],
     score: NDArray[np.float64],
     about: Subjects | Transactions,
-    texts: Texts,
+    lists: ListSet = NO_LISTS,
+    texts: Texts | None = None,
 ) -> NDArray[np.object_]:
     """Return the numbers of the rules that hit each transaction, ascending; shape (n,)."""
-    rules = models.evaluated_rules
     if not rules.evaluated:
         return no_hits(len(score))
+    texts = about.text_lists(rules.texts) if texts is None else texts
     scores = {kind.name: column for column, kind in enumerate(KINDS)}
 
     def read(name: Any) -> Any:
         if isinstance(name, tuple):
-            return models.lists.truth(name, texts, about.event_time_us)
+            return lists.truth(name, texts, about.event_time_us)
         if name in TEXTS:
             return texts[name]
         if name == "score":
