@@ -18,6 +18,7 @@ from pipeline.kafka.cluster.errors import ClusterUnreachable, ConfigError, Topic
 from pipeline.kafka.writers.producer import RecordProducer
 from pipeline.models.changes import ChangeAuthor
 from pipeline.models.list_changes import ListChanges
+from pipeline.models.list_log import ListLog
 from pipeline.protection.tokens import CARD_ID, TokenKeys
 from pipeline.settings import Settings
 from pipeline.state.objects import shown_url
@@ -110,6 +111,8 @@ def forget_listed(settings: Settings, field: str, token: str) -> int:
     except ClusterNotFound:
         if settings.kafka_bootstrap_servers is not None:
             raise
+        return 0
+    if not any(ListLog(bootstrap, settings).forgotten(field.removeprefix("attributes."), token)):
         return 0
     author = ChangeAuthor(user_name() or "forget", "A value was forgotten.")
     return ListChanges.on(bootstrap, settings).forget(field.removeprefix("attributes."), token, author)

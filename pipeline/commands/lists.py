@@ -4,13 +4,13 @@ import csv
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal, InvalidOperation
 from functools import partial
 from pathlib import Path
-from typing import Any, Final, TextIO
+from typing import Any, Final
 
 import click
 
@@ -40,7 +40,7 @@ from pipeline.scoring.errors import ModelError
 from pipeline.settings import Settings
 from schemas.codec import timestamp_us
 from schemas.messages import ListDefinition, ListEntry
-from schemas.times import US_PER_DAY, US_PER_SECOND, utc_text
+from schemas.times import US_PER_SECOND, utc_text
 from schemas.topics import ACCEPTED_LABELS, DECISIONS
 
 _COLUMNS: Final = ("value", "owner", "reason", "expires", "cap")
@@ -91,7 +91,7 @@ def show(name: str | None, bootstrap: str | None) -> None:
         return
     entries = contents.of(name)
     for entry in entries[:_MOST_SHOWN]:
-        until = "for ever" if entry.expires_us is None else f"until {_time(entry.expires_us)}"
+        until = "for ever" if entry.expires_us is None else f"until {utc_text(_moment(entry.expires_us))}"
         cap = "" if entry.cap_minor is None else f"  cap {entry.cap_minor / 100:.2f} ({entry_id(entry)})"
         click.echo(printable(f"{entry.value}  {until}{cap}  {entry.owner}: {entry.reason}"))
     if len(entries) > _MOST_SHOWN:
@@ -151,17 +151,15 @@ def remove(name: str, values: tuple[str, ...], expired: bool, tokens: bool, chan
 
 @command.command()
 @_name
-@click.argument("file", type=click.Path(dir_okay=False, writable=True, path_type=Path), required=False)
 @bootstrap_option
-def export(name: str, file: Path | None, bootstrap: str | None) -> None:
-    """Write the entries of list NAME to FILE, or to the standard output, as `import` reads them."""
-    entries = ListChanges.on(*cluster(bootstrap), fence=False).contents.of(name)
-    if file is None:
-        _write_csv(sys.stdout, entries)
-        return
-    with file.open("w", encoding="utf-8", newline="") as opened:
-        _write_csv(opened, entries)
-    click.echo(f"{len(entries):,} entries are in {file}.")
+def export(name: str, bootstrap: str | None) -> None:
+    """Print the entries of list NAME as CSV, as `import` reads them."""
+    writer = csv.writer(sys.stdout)
+    writer.writerow(_COLUMNS)
+    for entry in ListChanges.on(*cluster(bootstrap), fence=False).contents.of(name):
+        expires = "" if entry.expires_us is None else _moment(entry.expires_us).isoformat()
+        cap = "" if entry.cap_minor is None else f"{entry.cap_minor / 100:.2f}"
+        writer.writerow((entry.value, entry.owner, entry.reason, expires, cap))
 
 
 @command.command("used-in")
@@ -256,7 +254,7 @@ def _add(
             value=stored(row["value"]),
             owner=row.get("owner") or owner or change.by,
             reason=row.get("reason") or change.reason,
-            expires_us=_moment_us(row["expires"]) if row.get("expires") else expires_us,
+            expires_us=timestamp_us(Moment().convert(row["expires"], None, None)) if row.get("expires") else expires_us,
             cap_minor=_minor(row.get("cap") or cap),
             added_us=now_us,
         )
@@ -309,31 +307,5 @@ def _minor(cap: str | None) -> int | None:
     return int(minor)
 
 
-def _moment_us(text: str) -> int:
-    return timestamp_us(Moment().convert(text, None, None))
-
-
-def _time(moment_us: int) -> str:
-    return utc_text(datetime.fromtimestamp(moment_us / US_PER_SECOND, UTC))
-
-
-def _rows(entries: Iterable[ListEntry]) -> Iterator[dict[str, str]]:
-    for entry in entries:
-        yield {
-            "value": entry.value,
-            "owner": entry.owner,
-            "reason": entry.reason,
-            "expires": "" if entry.expires_us is None else _iso(entry.expires_us),
-            "cap": "" if entry.cap_minor is None else f"{entry.cap_minor / 100:.2f}",
-        }
-
-
-def _iso(moment_us: int) -> str:
-    days, rest_us = divmod(moment_us, US_PER_DAY)
-    return (datetime(1970, 1, 1, tzinfo=UTC) + timedelta(days=days, microseconds=rest_us)).isoformat()
-
-
-def _write_csv(file: TextIO, entries: Iterable[ListEntry]) -> None:
-    writer = csv.DictWriter(file, _COLUMNS)
-    writer.writeheader()
-    writer.writerows(_rows(entries))
+def _moment(moment_us: int) -> datetime:
+    return datetime(1970, 1, 1, tzinfo=UTC) + timedelta(microseconds=moment_us)

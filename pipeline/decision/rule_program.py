@@ -114,9 +114,10 @@ class RuleProgram:
         """Fields and lists that each input reads."""
         self._tests: dict[str, _TextTests] = {}
         """Tests that read one field of texts and nothing else, by the field."""
-        for item, (name, *others) in self._read.items():
-            if not (isinstance(item, str) or is_list_test(item) or others) and kinds[name] is ValueKind.TEXT:
-                self._tests.setdefault(name, _TextTests(name)).tests[item] = self._inputs[item]
+        for item, names in self._read.items():
+            if isinstance(item, str) or is_list_test(item) or len(names) != 1 or kinds[names[0]] is not ValueKind.TEXT:
+                continue
+            self._tests.setdefault(names[0], _TextTests(names[0])).tests[item] = self._inputs[item]
         self._of_texts = frozenset(number for each in self._tests.values() for number in each.tests.values())
 
     def hits(self, read: Read, n: int) -> NDArray[np.bool_]:
@@ -240,6 +241,48 @@ def _read_by(item: Any) -> tuple[Any, ...]:
     tree = Condition(item)
     return (*fields_in(tree), *lists_in(tree))
 
+
+class _TextTests:
+    """Tests of one field of texts; the truth of each is remembered for each text, whatever thread asks.
+
+    Args:
+        field: The field.
+    """
+
+    def __init__(self, field: str) -> None:
+        self._field = field
+        self.tests: dict[Node, int] = {}
+        """Numbers of their inputs."""
+        self._known: tuple[dict[str | None, int], NDArray[np.float16]] = ({}, np.empty((0, 0), np.float16))
+        """Number of each text, and the truth of each test, shape (tests, texts)."""
+        self._lock = Lock()
+
+    def truths(self, column: Texts) -> NDArray[np.float16]:
+        """Return the truth of each test; shape (number of tests, n)."""
+        numbers, truths = self._known
+        try:
+            return truths[:, np.fromiter(map(numbers.__getitem__, column), np.intp, len(column))]
+        except KeyError:
+            with self._lock:
+                numbers, truths = self._learn([*dict.fromkeys(column)])
+        return truths[:, np.fromiter(map(numbers.__getitem__, column), np.intp, len(column))]
+
+    def _learn(self, words: Texts) -> tuple[dict[str | None, int], NDArray[np.float16]]:
+        """Remember words; those of before go where they were too many. What another thread holds stays as it is."""
+        numbers, truths = self._known
+        new = [word for word in words if word not in numbers]
+        if len(numbers) + len(new) > truths.shape[1]:
+            room = max(_MOST_WORDS, len(words))
+            numbers, truths, new = {}, np.empty((len(self.tests), room), np.float16), [*words]
+        for row, test in enumerate(self.tests):
+            truths[row, len(numbers) : len(numbers) + len(new)] = _truth(test, {self._field: new}, len(new))
+        # A thread that finds a number finds its truths.
+        numbers.update(zip(new, range(len(numbers), len(numbers) + len(new)), strict=True))
+        self._known = numbers, truths
+        return self._known
+
+
+def _truth(test: Node, columns: Mapping[Any, Any], n: int) -> NDArray[np.float64]:
     true, false = (evaluate(Condition(each), columns, n) for each in (test, ("not", test)))
     return 0.5 + 0.5 * true - 0.5 * false
 

@@ -324,6 +324,5 @@ def _content(published: PublishedVersions, reference: VersionReference) -> bytes
 def active_lists(bootstrap: str, settings: Settings, published: PublishedVersions) -> Mapping[str, ListDefinition]:
     """Return the lists of a cluster, by name."""
     payload = active_manifest(published)
-    if payload is None:
-        return {}
-    return ListContents(ListLog(bootstrap, settings).changes(read_manifest(payload).change)).definitions
+    change = "" if payload is None else read_manifest(payload).change
+    return ListContents(ListLog(bootstrap, settings).changes(change)).definitions

@@ -21,7 +21,7 @@ from pipeline.scoring.errors import ModelError
 from pipeline.settings import Settings
 from schemas.errors import UNREADABLE
 from schemas.messages import ListChange
-from schemas.records import Output
+from schemas.records import Output, Record
 from schemas.topics import LISTS
 
 _PART_BYTES: Final = 500_000
@@ -111,16 +111,17 @@ class ListLog:
 
     def _read(self, start: int, end: int) -> _Parts:
         found: _Parts = {}
-        if start >= end:
-            return found
-        reader = RangeReader(
-            self._bootstrap, self._settings, self._topic, 0, start, self._waiting, on_refused=self._trusted.on_refused
-        )
+        records = self._records(start, end) if start < end else ()
+        for record, head in self._trusted.readable(records, _decode_head):
+            found.setdefault(head.change, {})[head.part] = head, record.value or b""
+        return found
+
+    def _records(self, start: int, end: int) -> Iterable[Record]:
+        refused = self._trusted.on_refused
+        reader = RangeReader(self._bootstrap, self._settings, self._topic, 0, start, self._waiting, on_refused=refused)
         with closing(reader):
             while records := reader.read_to(end):
-                for record, head in self._trusted.readable(records, _decode_head):
-                    found.setdefault(head.change, {})[head.part] = head, record.value or b""
-        return found
+                yield from records
 
 
 def change_parts(change: ListChange) -> list[ListChange]:

@@ -10,12 +10,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from pipeline.decision.lists import ListOutcome, ListSet, Texts, unlisted
+from pipeline.decision.lists import NO_LISTS, ListOutcome, ListSet, Texts, unlisted
 from pipeline.decision.policy import BY_AUDIT, BY_LIST, BY_RULE, BY_SCORE, Policy
 from pipeline.decision.reasons import explain
 from pipeline.decision.rule_caps import Bound
 from pipeline.decision.rule_program import Read
-from pipeline.decision.rules import no_hits, reader
+from pipeline.decision.rules import RuleSet, no_hits, reader
 from pipeline.engine.records.columns import Reject, Transactions
 from pipeline.engine.records.subjects import Subjects
 from pipeline.engine.scores.active_models import ActiveModels
@@ -86,7 +86,9 @@ class Decisions:
         models, hits = self.models.under(policy), self.hits
         texts = self.transactions.text_lists(models.lists.texts(models.evaluated_rules))
         if policy.old_rules != own.old_rules:
-            hits = rule_hits(models, self.features, self.logits, self.score, self.transactions, texts)
+            hits = rule_hits(
+                models.evaluated_rules, self.features, self.logits, self.score, self.transactions, models.lists, texts
+            )
         selected = _selected(models, self.score, self.features, self.transactions, hits, texts)
         return replace(self, models=models, hits=hits, **selected._asdict())
 
@@ -223,25 +225,26 @@ def decided(
     logits = log_odds(models, features)
     score = blend(logits, models.policy.model_weights)
     texts = about.text_lists(models.lists.texts(models.evaluated_rules))
-    hits = rule_hits(models, features, logits, score, about, texts)
+    hits = rule_hits(models.evaluated_rules, features, logits, score, about, models.lists, texts)
     if bound is not None:
         hits = bound(models.evaluated_rules, hits, score >= models.policy.threshold)
     return PolicyResult(logits, score, *_selected(models, score, features, about, hits, texts), hits)
 
 
 def rule_hits(
-    models: ActiveModels,
+    rules: RuleSet,
     features: NDArray[np.float64],
     logits: NDArray[np.float64],
     score: NDArray[np.float64],
     about: Subjects | Transactions,
-    texts: Texts,
+    lists: ListSet = NO_LISTS,
+    texts: Texts | None = None,
 ) -> NDArray[np.object_]:
     """Return the numbers of the rules that hit each transaction, ascending; shape (n,)."""
-    rules = models.evaluated_rules
     if not rules.evaluated:
         return no_hits(len(score))
-    return rules.hits(field_reader(models.lists, features, logits, score, about, texts), len(score))
+    texts = about.text_lists(rules.texts) if texts is None else texts
+    return rules.hits(field_reader(lists, features, logits, score, about, texts), len(score))
 
 
 def field_reader(
