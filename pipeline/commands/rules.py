@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import click
+import msgspec
 
 from pipeline.broker.running import ClusterNotFound
 from pipeline.commands.option_types import Moment
@@ -110,7 +111,7 @@ def report(history: str, start: datetime | None, end: datetime | None, bootstrap
     )
     found = read_history(counted, history, Settings(), lambda: cluster(bootstrap)[0])
     worth = counted.worth(found, since, first=_day(start), end=_day(end))
-    print_facts(as_json, worth, worth_lines(worth, datetime.now(UTC)))
+    print_facts(as_json, msgspec.to_builtins(worth), worth_lines(worth, datetime.now(UTC)))
 
 
 @command.command("list")
