@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import click
-from msgspec.structs import replace
+import msgspec
 
 from pipeline.broker.running import ClusterNotFound
 from pipeline.commands.option_types import Moment
@@ -139,7 +139,7 @@ def report(history: str, start: datetime | None, end: datetime | None, bootstrap
     )
     found = read_history(counted, history, Settings(), lambda: cluster(bootstrap)[0])
     worth = counted.worth(found, since, first=_day(start), end=_day(end))
-    print_facts(as_json, worth, worth_lines(worth, datetime.now(UTC)))
+    print_facts(as_json, msgspec.to_builtins(worth), worth_lines(worth, datetime.now(UTC)))
 
 
 @command.command("list")
@@ -276,7 +276,7 @@ def _usable(files: Iterable[RuleFile]) -> list[Rule]:
         raise RuleFileError(f"{', '.join(missing)} must be declared first: see `fraud-pipeline rules check`")
     caps = settings.rule_max_alerts_per_hour, settings.rule_max_hit_rate
     return [
-        replace(
+        msgspec.structs.replace(
             rule, max_alerts_per_hour=rule.max_alerts_per_hour or caps[0], max_hit_rate=rule.max_hit_rate or caps[1]
         )
         for rule in (file.rule for file in files)

@@ -1,5 +1,6 @@
 """Rules on a cluster: from a file to hits and alerts, and no decision between two sets."""
 
+import json
 from pathlib import Path
 
 import msgspec
@@ -147,6 +148,8 @@ def test_a_test_on_history_is_recorded_and_lets_a_rule_be_activated(
     assert "cheap  active for 0 days  alert  dana" in shown
     assert f"  hits: {len(hit)}, of 0 mature ones 0 are fraud, 0.00 in all" in shown
     assert "Earn nothing: cheap, large-amount." in shown
+    listed = json.loads(cluster.command("rules", "report", "--on", "topics", "--json", code=0).stdout)
+    assert [(each["code"], each["hits"]) for each in listed] == [("cheap", len(hit)), ("large-amount", 0)]
     backtest = backtest_of(order="recorded", settings=cluster.settings).run()
     assert {code for code, _ in backtest.rules_since} == {"cheap"}
     found = backtest.variants[0].rules

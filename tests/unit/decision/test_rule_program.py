@@ -11,10 +11,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.decision.rule_program import RuleProgram
+from pipeline.decision.rule_program import CodedTexts, RuleProgram
 from pipeline.expressions.evaluate import evaluate
 from pipeline.expressions.parse import parse_expression
-from pipeline.expressions.trees import check_tree, text_of
+from pipeline.expressions.trees import Condition, check_tree, text_of
 from tests.helpers.expressions import FIELDS, Columns, columns_of, conditions, in_duckdb, many_rows
 
 EXAMPLES = int(os.environ.get("RULE_EXAMPLES", "200"))
@@ -32,6 +32,17 @@ def listed(columns: Columns) -> Columns:
     return {name: values if isinstance(values, np.ndarray) else values.to_pylist() for name, values in columns.items()}
 
 
+def coded(columns: Columns) -> dict[str, Any]:
+    """Return columns whose texts are numbers of a list of words, in which one may stand twice."""
+    found: dict[str, Any] = listed(columns)
+    for name, values in found.items():
+        if not isinstance(values, np.ndarray):
+            words = [*dict.fromkeys(values), "unused", *dict.fromkeys(values)]
+            numbers = np.array([words.index(value) for value in values], np.int64)
+            found[name] = CodedTexts(numbers + (numbers % 2) * (len(words) // 2 + 1), words)
+    return found
+
+
 @settings(max_examples=EXAMPLES)
 @given(data=st.lists(conditions, min_size=1, max_size=4), batches=st.lists(many_rows, min_size=1, max_size=2))
 def test_rules_hit_what_their_conditions_select_in_duckdb(
@@ -44,6 +55,7 @@ def test_rules_hit_what_their_conditions_select_in_duckdb(
 
         hits = program.hits(listed(columns).__getitem__, len(drawn))
 
+        assert np.array_equal(hits, program.hits(coded(columns).__getitem__, len(drawn)))
         for tree, found in zip(trees, hits.tolist(), strict=True):
             assert found == in_duckdb(connection, text_of(tree), columns).tolist(), text_of(tree)
             assert found == evaluate(tree, columns, len(drawn)).tolist(), text_of(tree)
@@ -80,3 +92,22 @@ def test_texts_that_are_remembered_are_bounded(monkeypatch: pytest.MonkeyPatch) 
     assert found(["w", "web", "a"]) == [True, True, False]
     assert found(["app", "web", "wap", "x"]) == [False, True, True, False]
     assert found(["w", "web", "a", None]) == [True, True, False, False]
+
+
+def test_words_are_tested_once_while_the_same_list_comes_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    tested: list[int] = []
+
+    def counting(tree: Condition, columns: Columns, n: int) -> Any:
+        tested.append(n)
+        return evaluate(tree, columns, n)
+
+    monkeypatch.setattr("pipeline.decision.rule_program.evaluate", counting)
+    program = RuleProgram([parse_expression("channel like 'w%'", FIELDS)], FIELDS)
+    words = ["web", "app", None]
+    for numbers, hits in (([0, 1, 2, 0], [True, False, False, True]), ([2, 2, 1], [False] * 3), ([0], [True])):
+        texts = CodedTexts(np.array(numbers), words)
+        assert program.hits({"channel": texts}.__getitem__, len(texts))[0].tolist() == hits
+        assert [*texts] == [words[number] for number in numbers]
+    assert tested == [3, 3], "once for what is true of them, and once for what is not"
+    other = CodedTexts(np.array([0]), ["app"])
+    assert program.hits({"channel": other}.__getitem__, 1)[0].tolist() == [False]
