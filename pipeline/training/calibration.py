@@ -11,12 +11,11 @@ from pipeline.scoring.lightgbm_model import Calibration
 def fit_platt(
     margin: NDArray[np.float64], fraud: NDArray[np.bool_], weight: NDArray[np.float64], iterations: int = 100
 ) -> Calibration:
-    """Maximum likelihood of sigmoid(slope x margin + intercept), by Newton's method; arrays of shape (n,).
+    """Fit a calibration to outcomes; arrays of shape (n,).
 
     Targets are drawn in from 0 and 1 as in Platt, "Probabilistic Outputs for Support Vector Machines" (1999), so that
     few frauds cannot make it certain; ``weight`` undoes a sampling of legitimate transactions. Raises `ModelError` when
-    there are no frauds or nothing else, when the method does not converge, or when higher margins do not mean more
-    fraud.
+    there are no frauds or nothing else, and as `fit_probabilities`.
     """
     positive, negative = float(weight[fraud].sum()), float(weight[~fraud].sum())
     if not fraud.any() or fraud.all():
@@ -25,6 +24,23 @@ def fit_platt(
             "both kinds: widen the period with --validation-days"
         )
     target = np.where(fraud, (positive + 1.0) / (positive + 2.0), 1.0 / (negative + 2.0))
+    return fit_probabilities(margin, target, weight, iterations)
+
+
+def fit_probabilities(
+    margin: NDArray[np.float64], target: NDArray[np.float64], weight: NDArray[np.float64], iterations: int = 100
+) -> Calibration:
+    """Fit sigmoid(slope x margin + intercept) to probabilities by maximum likelihood, with Newton's method.
+
+    Args:
+        margin: Log-odds of the trees; shape (n,).
+        target: Probabilities of fraud; shape (n,).
+        weight: Shape (n,).
+        iterations: Most steps.
+
+    Raises:
+        ModelError: The method does not converge, or higher margins do not mean more fraud.
+    """
     design = np.column_stack((margin, np.ones(len(margin))))
     parameters = np.array([1.0, 0.0])
     loss = _loss(design @ parameters, target, weight)

@@ -20,7 +20,7 @@ from pipeline.scoring.distributions import distributions_of
 from pipeline.scoring.errors import ModelError
 from pipeline.scoring.lightgbm_model import LightGBMModel
 from pipeline.scoring.trees import MOST_LEAVES, MOST_TREES
-from pipeline.training.calibration import fit_platt
+from pipeline.training.calibration import fit_platt, fit_probabilities
 from pipeline.training.cohorts import Split, TrainingSet, rolling_folds
 from pipeline.training.early_reports import EarlyReports, Targets
 from pipeline.training.score_metrics import auc_roc
@@ -92,10 +92,10 @@ def train(
 
     Trees that are grown on the earlier rows of ``split`` are checked on the later ones, which choose the number of
     trees and the calibration, and give the metrics. The version itself has as many trees, grown on all rows of both
-    periods: the newest ones inform most about what comes next. Its own scores of the young rows choose the threshold:
-    how many cases there are needs no label. If these days are few, the checked trees' scores choose it. With ``early``
-    the version is grown on the young rows too, as `EarlyReports.targets` weighs them by the scores of the checked
-    trees.
+    periods: the newest ones inform most about what comes next. On the young rows, which need no labels for it, its
+    calibration follows the scores of the checked trees, and its own scores choose the threshold. If these days are
+    few, both are those of the checked trees. With ``early`` the version is grown on the young rows too, as
+    `EarlyReports.targets` weighs them by the scores of the checked trees, whose calibration it keeps.
 
     Args:
         data: Transactions with what they turned out to be.
@@ -130,8 +130,8 @@ def train(
     # Of ordered rows this is a walk over them, where a union would sort them anew.
     rows = np.sort(np.concatenate([split.training, checked]), kind="stable")
 
-    def probability(rows: NDArray[np.intp], trees: lightgbm.Booster = booster) -> NDArray[np.float64]:
-        return sigmoid(calibration.slope * margins(rows, trees) + calibration.intercept)
+    def probability(rows: NDArray[np.intp]) -> NDArray[np.float64]:
+        return sigmoid(calibration.slope * margins(rows, booster) + calibration.intercept)
 
     young, grown_on = None, data
     if early is not None and data.reported_us is not None:
@@ -144,7 +144,13 @@ def train(
     final = _Trees(grown_on, config, features).grown(rows, rounds)
     newest, days = split.newest(data.event_time_us)
     case = case_numbers(data.card[newest], data.event_time_us[newest])
-    newest_score = score if newest is checked else probability(newest, final)
+    newest_score = score
+    if newest is not checked:
+        final_margin = margins(newest, final)
+        if grown_on is data:
+            # Trees of more rows are surer; on days that neither have seen they get the scores of the checked ones.
+            calibration = fit_probabilities(final_margin, probability(newest), data.weight[newest])
+        newest_score = sigmoid(calibration.slope * final_margin + calibration.intercept)
     threshold = case_threshold(newest_score, case, days, alerts_per_day, data.weight[newest])
     metrics = measured(data, split, score, threshold)
     metadata = {

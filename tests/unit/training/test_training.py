@@ -35,6 +35,7 @@ from tests.helpers.features import compute_features, history_of
 from tests.helpers.models import matrix, registered, truth
 
 SMALL = TrainingConfig(trees=30, leaves=8, rows_per_leaf=20, threads=1)
+STEADY = msgspec.structs.replace(SMALL, early_stopping_rounds=0)
 
 
 def synthetic(rows: int = 6_000, days: int = 30) -> TrainingSet:
@@ -87,6 +88,26 @@ def test_the_version_s_scores_of_days_without_labels_choose_the_threshold() -> N
     assert again.policy.to_payload() == result.policy.to_payload()
 
 
+def test_the_version_expects_as_many_frauds_on_days_without_labels_as_the_checked_trees() -> None:
+    data, until_us = synthetic(), 27 * US_PER_DAY
+    split = split_cohorts(
+        data.event_time_us, label_delay_us=5 * US_PER_DAY, validation_us=4 * US_PER_DAY, known_before_us=until_us
+    )
+    version = train(data, split, config=STEADY, features=FEATURES).model
+    # Without young rows the version has the calibration of the checked trees.
+    calibration = train(data, replace(split, young=split.young[:0]), config=STEADY, features=FEATURES).model.calibration
+    rows, _ = split.newest(data.event_time_us)
+    checked = _Trees(data, STEADY, FEATURES).grown(split.training, STEADY.trees)
+    margin = np.asarray(checked.predict(data.wide(rows), raw_score=True))
+    expected = sigmoid(calibration.slope * margin + calibration.intercept)
+    logit = version.logit(data.wide(rows))
+    assert sigmoid(logit).sum() == pytest.approx(expected.sum())
+    assert sigmoid(logit) @ logit == pytest.approx(expected @ logit)
+    # That is so by its own calibration alone.
+    by_checked = calibration.slope * (logit - version.calibration.intercept) / version.calibration.slope
+    assert sigmoid(by_checked + calibration.intercept).sum() != pytest.approx(expected.sum(), rel=1e-3)
+
+
 def test_a_training_is_reproducible_and_its_seed_matters() -> None:
     data = synthetic()
     assert trained(data).model.to_payload() == trained(data).model.to_payload()
@@ -129,7 +150,9 @@ def test_early_reports_grow_the_version_and_leave_its_checks_alone() -> None:
     # The threshold is that of other trees' scores.
     for name in ("auc_roc", "average_precision", "card_precision_100", "expected_to_observed_frauds"):
         assert with_them.metrics[name] == without.metrics[name]
-    assert with_them.model.calibration == without.model.calibration
+    # Its calibration is the checked trees', as where no younger rows are there: it has seen the labels of these.
+    checked = train(data, replace(split, young=split.young[:0]), config=config, features=FEATURES)
+    assert with_them.model.calibration == checked.model.calibration != without.model.calibration
     assert with_them.model.metadata["periods"] == without.model.metadata["periods"]
     young = (data.event_time_us > as_of_us - 7 * US_PER_DAY) & (data.event_time_us <= as_of_us)
     reported = with_them.model.metadata["early"]
