@@ -222,7 +222,8 @@ class Collected:
             lengths = np.fromiter(map(len, decisions.hits), np.int64, len(decisions))
             hits = np.fromiter(chain.from_iterable(decisions.hits), np.int64, int(lengths.sum()))
             self._rows.add(np.repeat(self._decisions + np.arange(len(decisions)), lengths))
-            self._numbers.add(np.array(numbers, np.int64)[hits])
+            # The number of a hit that a cap has stopped is higher by that of all rules.
+            self._numbers.add(np.array(numbers, np.int64)[hits % len(numbers)])
 
     def variant(self, name: str) -> Variant:
         """All of it; nothing can be added any more."""
