@@ -30,7 +30,7 @@ from pipeline.engine.records.accepted_labels import read_accepted, reports_of
 from pipeline.features.active import active_declaration
 from pipeline.kafka.readers.topic_reader import read_batches
 from pipeline.models.changes import ChangeAuthor
-from pipeline.models.list_changes import LATE_DAYS, ListChanges, Written
+from pipeline.models.list_changes import LATE_DAYS, ListChanges, WrittenChange
 from pipeline.models.list_traffic import texts_of_last_week
 from pipeline.models.suppressions import SuppressedHits, keep_caps
 from pipeline.observability.logs import configure_logging
@@ -84,12 +84,12 @@ def show(name: str | None, bootstrap: str | None) -> None:
     if name is None:
         for each in sorted(contents.definitions.values(), key=lambda each: (LIST_KINDS.index(each.kind), each.name)):
             click.echo(
-                f"{each.name}  {each.kind}  {each.field}  {each.match}  entries: {len(contents.of(each.name)):,}"
+                f"{each.name}  {each.kind}  {each.field}  {each.match}  entries: {len(contents.entries_of(each.name)):,}"
             )
         if changes.version:
             click.echo(f"Version {changes.version} is active.")
         return
-    entries = contents.of(name)
+    entries = contents.entries_of(name)
     for entry in entries[:_MOST_SHOWN]:
         until = "for ever" if entry.expires_us is None else f"until {utc_text(_moment(entry.expires_us))}"
         cap = "" if entry.cap_minor is None else f"  cap {entry.cap_minor / 100:.2f} ({entry_id(entry)})"
@@ -156,7 +156,7 @@ def export(name: str, bootstrap: str | None) -> None:
     """Print the entries of list NAME as CSV, as `import` reads them."""
     writer = csv.writer(sys.stdout)
     writer.writerow(_COLUMNS)
-    for entry in ListChanges.on(*cluster(bootstrap), fence=False).contents.of(name):
+    for entry in ListChanges.on(*cluster(bootstrap), fence=False).contents.entries_of(name):
         expires = "" if entry.expires_us is None else _moment(entry.expires_us).isoformat()
         cap = "" if entry.cap_minor is None else f"{entry.cap_minor / 100:.2f}"
         writer.writerow((entry.value, entry.owner, entry.reason, expires, cap))
@@ -285,7 +285,7 @@ def _stored(settings: Settings, definition: ListDefinition, tokens: bool, *, mak
     return lambda value: keys.token((name, value)) or value
 
 
-def _report(written: Written) -> None:
+def _report(written: WrittenChange) -> None:
     if written.proposed:
         click.echo(
             f"Change {written.version} is proposed, since {written.why}: somebody else has to run "

@@ -177,7 +177,7 @@ class ListSet:
         made._lists = dict(self._lists)
         own: set[str] = set()
 
-        def of(name: str) -> _Entries:
+        def entries_of(name: str) -> _Entries:
             if name not in made._lists:
                 raise ModelError(f"an entry is of a list {name!r}, which there is not")
             if name not in own:
@@ -192,11 +192,11 @@ class ListSet:
                 check_definition(definition)
                 made._lists.setdefault(definition.name, _Entries(definition))
             for name, value in change.removed:
-                entries = of(name)
+                entries = entries_of(name)
                 entries.until_us.pop(value, None)
                 entries.ids.pop(value, None)
             for entry in change.entries:
-                entries = of(entry.list)
+                entries = entries_of(entry.list)
                 entries.until_us[entry.value] = _NEVER_US if entry.expires_us is None else entry.expires_us
                 if entries.definition.kind == SUPPRESS:
                     entries.ids[entry.value] = entry_id(entry)
@@ -276,9 +276,9 @@ class ListSet:
                 if by := [*named[SUPPRESS], *named[ALLOW]]:
                     overruled[by[0]] = [*(["score"] if by_score[row] else []), *codes]
                 quiet[row], matched[row] = bool(by), bool(codes) and not by
-            said = tuple((by, tuple(what[:MOST_HITS])) for by, what in overruled.items() if what)
-            if found or said:
-                listed[row] = Listed(tuple(entries.definition.name for entries in found[:MOST_HITS]), said)
+            parts = tuple((by, tuple(what[:MOST_HITS])) for by, what in overruled.items() if what)
+            if found or parts:
+                listed[row] = Listed(tuple(entries.definition.name for entries in found[:MOST_HITS]), parts)
         return ListOutcome(blocked, quiet, matched, listed)
 
     def _ordered(self) -> list[_Entries]:

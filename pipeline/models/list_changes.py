@@ -47,7 +47,7 @@ def no_traffic(field: str) -> Counter[str | None]:
     return Counter({field: 0})
 
 
-class Written(NamedTuple):
+class WrittenChange(NamedTuple):
     """A change that was written."""
 
     version: str
@@ -77,7 +77,7 @@ class ListContents:
         for entry in change.entries:
             self.entries[entry.list, entry.value] = entry
 
-    def of(self, name: str) -> list[ListEntry]:
+    def entries_of(self, name: str) -> list[ListEntry]:
         """Return the entries of a list; raises `ModelError` where there is no such list."""
         self.definition(name)
         return [entry for entry in self.entries.values() if entry.list == name]
@@ -139,7 +139,7 @@ class ListChanges:
 
     def add(
         self, definition: ListDefinition, entries: Sequence[ListEntry], author: ChangeAuthor, *, replacing: bool = False
-    ) -> Written:
+    ) -> WrittenChange:
         """Add entries to a list, which is made where there is none.
 
         Args:
@@ -157,16 +157,18 @@ class ListChanges:
             )
         entries = [self._checked(definition, entry) for entry in entries]
         given = {entry.value for entry in entries}
-        removed = [(each.list, each.value) for each in self.contents.of(known.name)] if known and replacing else []
+        removed = (
+            [(each.list, each.value) for each in self.contents.entries_of(known.name)] if known and replacing else []
+        )
         removed = [pair for pair in removed if pair[1] not in given]
         new = [] if known is not None else [definition]
         return self._write(ListChange(change="", definitions=new, removed=removed, entries=entries), author)
 
     def remove(
         self, name: str, values: Iterable[str], author: ChangeAuthor, *, expired_us: int | None = None
-    ) -> Written:
+    ) -> WrittenChange:
         """Remove entries of a list: some values, and those that expired before a time."""
-        definition, entries = self.contents.definition(name), self.contents.of(name)
+        definition, entries = self.contents.definition(name), self.contents.entries_of(name)
         wanted = {normal_value(definition, value) for value in values}
         if unknown := sorted(wanted - {entry.value for entry in entries}):
             raise ModelError(f"list {name!r} has no entry {unknown[0]!r}")
@@ -187,7 +189,7 @@ class ListChanges:
             self._write(ListChange(change="", removed=removed), author, approves="cap")
         return [*ended]
 
-    def approve(self, version: str, author: ChangeAuthor) -> Written:
+    def approve(self, version: str, author: ChangeAuthor) -> WrittenChange:
         """Make a proposed change, on what the lists hold by now."""
         found = [(assessed, assessed.versions[0]) for assessed in self._proposals() if assessed.versions]
         matching = [pair for pair in found if len(version) >= 4 and pair[1].version.startswith(version)]
@@ -273,7 +275,7 @@ class ListChanges:
                 return f"an entry would cover {shares[widest]:.1%} of the last week's transactions"
         return "FRAUD_PIPELINE_SECOND_APPROVAL is set" if self._settings.second_approval else ""
 
-    def _write(self, change: ListChange, author: ChangeAuthor, *, approves: str = "") -> Written:
+    def _write(self, change: ListChange, author: ChangeAuthor, *, approves: str = "") -> WrittenChange:
         """Write a change of the active lists, and its activation or its proposal."""
         after = ListContents()
         after.definitions, after.entries = dict(self.contents.definitions), dict(self.contents.entries)
@@ -299,7 +301,7 @@ class ListChanges:
         else:
             self._writer.activate(references, step)
             self.contents, self.version, self._change = after, version, parts[0].change
-        return Written(version, len(after.entries), bool(why), why)
+        return WrittenChange(version, len(after.entries), bool(why), why)
 
 
 def active_manifest(published: PublishedVersions) -> bytes | None:

@@ -31,7 +31,7 @@ _MISSING_S: Final = 10.0
 _LOOK_S: Final = 0.1
 
 
-class _Head(msgspec.Struct):
+class _PartHead(msgspec.Struct):
     """What says where a part belongs."""
 
     change: str
@@ -41,9 +41,9 @@ class _Head(msgspec.Struct):
     forgotten: int = 0
 
 
-_Parts = dict[str, dict[int, tuple[_Head, bytes]]]
+_Parts = dict[str, dict[int, tuple[_PartHead, bytes]]]
 """Parts by their change and number: the newest record of each."""
-_decode_head: Final = msgspec.json.Decoder(_Head).decode
+_decode_head: Final = msgspec.json.Decoder(_PartHead).decode
 _decode: Final = msgspec.json.Decoder(ListChange).decode
 _encode: Final = msgspec.json.Encoder().encode
 

@@ -30,7 +30,7 @@ _RULE_RANK: Final = source_rank("rule")
 _POLL_S: Final = 1.0
 
 
-class _Decision(msgspec.Struct, gc=False):
+class _Overruled(msgspec.Struct, gc=False):
     """Fields of a decision that are read."""
 
     transaction_id: str
@@ -42,7 +42,7 @@ class _Decision(msgspec.Struct, gc=False):
     overruled: dict[str, list[str]] = {}
 
 
-_decode: Final = msgspec.json.Decoder(_Decision).decode
+_decode: Final = msgspec.json.Decoder(_Overruled).decode
 
 
 @dataclass(slots=True)
@@ -60,7 +60,7 @@ class Suppressed:
 class SuppressedHits:
     """Transactions whose alerts were overruled; each counts once, however often its decision is read."""
 
-    rows: dict[tuple[str, int, int], _Decision] = field(default_factory=dict)
+    rows: dict[tuple[str, int, int], _Overruled] = field(default_factory=dict)
 
     def add(self, records: Iterable[Record]) -> None:
         """Take in records of ``decisions``."""

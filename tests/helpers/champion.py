@@ -22,7 +22,7 @@ LARGE_AMOUNT = 900.0
 
 def rule(code: str, expression: str, **changes: Any) -> Rule:
     """An active rule that alerts."""
-    tree = parse_expression(expression, FIELDS).data()
+    tree = parse_expression(expression, FIELDS, lists=True).data()
     given = {"owner": "tests", "reason": f"Because of {code}.", "severity": "medium", "action": "alert"}
     return Rule(**{"code": code, "state": "active", "tree": tree, **given, **changes})
 

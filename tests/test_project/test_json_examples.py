@@ -22,6 +22,7 @@ SETTING = re.compile(r"(FRAUD_PIPELINE_[A-Z_]+?)(?:_FILE)?(?:='|=\S+\s+# |` \| `
 PYTHON = re.compile(r"^```python$.*?^```$", re.MULTILINE | re.DOTALL)
 NOT_DECLARED = {
     ("docs/evaluation.md", "rows"): "a result of make evaluate",
+    ("docs/lists.md", "list_hits"): "a part of a decision",
     ("docs/models.md", "regime"): "labels in the metadata of a version",
     ("docs/webhook.md", "type"): "the body of a webhook, with a reason that is cut short",
     ("docs/operating.md", "status"): "an answer of /readyz",

@@ -242,7 +242,7 @@ def _hit_members(active: list[str], shadow: list[str], listed: Listed) -> bytes:
         (b',"list_hits":', listed.names),
         (b',"overruled":', dict(listed.overruled)),
     )
-    return b"".join(name + _encode(said) for name, said in members if said)
+    return b"".join(name + _encode(value) for name, value in members if value)
 
 
 def _numbers(batch: DecisionBatch, more: int) -> NDArray[np.float64]:

@@ -26,6 +26,7 @@ from schemas.messages import Example, LogPosition, Reason
 from tests.contract.records import RATES
 from tests.helpers.champion import rule
 from tests.helpers.histories import DAY, HOUR, Happening, busy_history, cut, labels, play, transactions
+from tests.helpers.lists import definition, entry, lists_of
 from tests.helpers.live import Live
 from tests.helpers.models import small_model
 
@@ -41,14 +42,31 @@ def models() -> ActiveModels:
     rules = RuleSet(
         [
             rule("busy", "card_count_1h > 0"),
+            rule("busier", "card_count_1h > 1"),
             rule("abroad", "country <> 'DE' and river > 0 and score between 0 and 1 and amount > 10", state="shadow"),
             rule("device", "device_id like 'd%1' or merchant_id = 'm1' or mcc = '5401'", action="tag"),
             rule("odd", "lower(country) > 'e' or country < transaction_type", state="shadow"),
             rule("draft", "amount > 0", state="draft"),
+            rule("listed", "country in list('home') and not merchant_id = 'm1'", action="tag"),
         ]
     )
+    lists = lists_of(
+        [
+            definition("home"),
+            definition("stolen", "block", "card_id"),
+            definition("quiet", "suppress", "rule"),
+            definition("good", "allow", "merchant_id"),
+        ],
+        [
+            entry("home", "DE"),
+            entry("stolen", "c1"),
+            entry("quiet", "busy"),
+            entry("good", "m1"),
+            entry("good", "m2", 1),
+        ],
+    )
     policy = Policy(0.5, blend=0.7, audit_rate=0.05, lightgbm_version=base.version)
-    return ActiveModels(base, river, policy, rules=rules)
+    return ActiveModels(base, river, policy, rules=rules, lists=lists)
 
 
 def options(partitions: int = 1, dedup: int = 5 * DAY, label: int = 8 * DAY) -> CardOptions:
@@ -101,6 +119,9 @@ def live_frame(live: Live) -> pd.DataFrame:
                 "rules_version": decision.versions.rules,
                 "rule_hits": decision.rule_hits or (),
                 "shadow_hits": decision.shadow_hits or (),
+                "lists_version": decision.versions.lists,
+                "list_hits": decision.list_hits or (),
+                "overruled_by": [*(decision.overruled or {})],
                 **{f"feature_{name}": decision.features[name] for name in FEATURES},
             }
             for decision in live.decisions
@@ -110,7 +131,7 @@ def live_frame(live: Live) -> pd.DataFrame:
 
 def assert_same(parts: list[Decisions], live: Live) -> None:
     expected, found = live_frame(live), frame(parts)
-    for name in ("rule_hits", "shadow_hits"):
+    for name in ("rule_hits", "shadow_hits", "list_hits", "overruled_by"):
         found[name] = [*map(tuple, found[name])]
         expected[name] = [*map(tuple, expected[name])]
     assert len(found) == len(expected) > 0
@@ -136,7 +157,7 @@ def test_decisions_are_those_of_the_live_kernels(seed: int, partitions: int) -> 
     live = play(history, Live(models(), card))
     parts = run(history, card, 100)
     assert_same(parts, live)
-    for name in ("rule_hits", "shadow_hits"):
+    for name in ("rule_hits", "shadow_hits", "list_hits", "overruled_by"):
         assert len({tuple(codes) for codes in frame(parts)[name]}) > 2, name
     assert dead_letters(parts) == sorted(live.dead_letters)
     assert sum(part.duplicates for part in parts) == live.counts["duplicate", ""] > 0
@@ -144,7 +165,7 @@ def test_decisions_are_those_of_the_live_kernels(seed: int, partitions: int) -> 
     assert outcomes == {name: count for (what, name), count in live.counts.items() if what == "label"}
     # The horizon was passed: some identities were decided twice.
     assert frame(parts).duplicated(["card_id", "transaction_id"]).any()
-    assert set(frame(parts)["selection"].dropna()) == {"score", "rule", "audit"}
+    assert set(frame(parts)["selection"].dropna()) == {"score", "rule", "audit", "list"}
 
 
 def in_base_currency(reason: Reason) -> Reason:
