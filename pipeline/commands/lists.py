@@ -83,9 +83,8 @@ def show(name: str | None, bootstrap: str | None) -> None:
     contents = changes.contents
     if name is None:
         for each in sorted(contents.definitions.values(), key=lambda each: (LIST_KINDS.index(each.kind), each.name)):
-            click.echo(
-                f"{each.name}  {each.kind}  {each.field}  {each.match}  entries: {len(contents.entries_of(each.name)):,}"
-            )
+            entries = contents.entries_of(each.name)
+            click.echo(f"{each.name}  {each.kind}  {each.field}  {each.match}  entries: {len(entries):,}")
         if changes.version:
             click.echo(f"Version {changes.version} is active.")
         return

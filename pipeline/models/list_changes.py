@@ -157,10 +157,8 @@ class ListChanges:
             )
         entries = [self._checked(definition, entry) for entry in entries]
         given = {entry.value for entry in entries}
-        removed = (
-            [(each.list, each.value) for each in self.contents.entries_of(known.name)] if known and replacing else []
-        )
-        removed = [pair for pair in removed if pair[1] not in given]
+        replaced = self.contents.entries_of(known.name) if known is not None and replacing else []
+        removed = [(each.list, each.value) for each in replaced if each.value not in given]
         new = [] if known is not None else [definition]
         return self._write(ListChange(change="", definitions=new, removed=removed, entries=entries), author)
 

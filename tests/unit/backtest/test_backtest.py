@@ -25,7 +25,7 @@ from pipeline.scoring.river_learner import LayerLearner
 from schemas.messages import Example, LogPosition, Reason
 from tests.contract.records import RATES
 from tests.helpers.champion import rule
-from tests.helpers.histories import DAY, HOUR, Happening, busy_history, cut, labels, play, transactions
+from tests.helpers.histories import DAY, HOUR, START_US, Happening, busy_history, cut, labels, play, transactions
 from tests.helpers.lists import definition, entry, lists_of
 from tests.helpers.live import Live
 from tests.helpers.models import small_model
@@ -42,7 +42,6 @@ def models() -> ActiveModels:
     rules = RuleSet(
         [
             rule("busy", "card_count_1h > 0"),
-            rule("busier", "card_count_1h > 1"),
             rule("abroad", "country <> 'DE' and river > 0 and score between 0 and 1 and amount > 10", state="shadow"),
             rule("device", "device_id like 'd%1' or merchant_id = 'm1' or mcc = '5401'", action="tag"),
             rule("odd", "lower(country) > 'e' or country < transaction_type", state="shadow"),
@@ -60,7 +59,7 @@ def models() -> ActiveModels:
         [
             entry("home", "DE"),
             entry("stolen", "c1"),
-            entry("quiet", "busy"),
+            entry("quiet", "busy", START_US + 10 * DAY),
             entry("good", "m1"),
             entry("good", "m2", 1),
         ],
