@@ -115,12 +115,14 @@ def keep_caps(
     starts = {} if since_ms < 0 else starts_at(bootstrap, settings.topic(DECISIONS.name), since_ms, settings=settings)
     follower, hits = TopicFollower(bootstrap, settings, DECISIONS), SuppressedHits()
     ended: list[tuple[str, Suppressed]] = []
+    checked: dict[str, Suppressed] = {}
     try:
         follower.start(starts)
         hits.add(follower.read_committed(lambda: None))
         while True:
             totals = hits.totals()
-            if any("/" in name and name not in {known for known, _ in ended} for name in totals):
+            if totals != checked:
+                checked = totals
                 changes = ListChanges.on(bootstrap, settings, fence=False)
                 caps = changes.contents.suppressions()
                 reached = [
