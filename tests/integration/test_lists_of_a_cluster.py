@@ -169,6 +169,33 @@ def test_an_entry_holds_by_the_time_of_the_transaction_and_rules_read_it(
     assert "home  watch  country  text  entries: 1" in cluster.command("lists", "show", code=0).output
 
 
+def test_a_rule_is_tested_by_the_lists_of_each_decision(cluster: Cluster, start: Starter, tmp_path: Path) -> None:
+    cluster.publish(policy(0.999))
+    cluster.command("lists", "add", "home", "FR", "--kind", "watch", "--field", "country", *WHY, code=0)
+    rule = tmp_path / "abroad.sql"
+    rule.write_text("-- code: abroad\n-- owner: d\n-- reason: Abroad.\ncountry not in list('home')\n")
+    cluster.command("rules", "publish", str(rule), *WHY, code=0)
+    worker = start(cluster.settings)
+    bought(cluster, range(50))
+    worker.until(lambda: len(cluster.decisions()) == 50)
+    cluster.command("lists", "add", "home", "DE", *WHY, code=0)
+    worker.until(lambda: worker.output.count("lists version") == 2)
+    bought(cluster, range(50, 100))
+    # Its days are held out.
+    cluster.buy(100, after(20), country="DE")
+    cluster.flush()
+    worker.until(lambda: len(cluster.decisions()) == 101)
+    assert worker.stop() == 0, worker.output
+    live = sum(bool(decision.shadow_hits) for decision in cluster.decisions())
+    assert live == 25, "each second transaction has a country, and the list had it not before the change"
+    shown = cluster.command("rules", "test", str(rule), "--on", "topics", code=0).output
+    assert f"  hits: {live}, " in shown
+    assert "leaks" not in shown
+    shown = cluster.command("rules", "test", str(rule), "--on", "topics", "--lists", "today", code=0).output
+    assert "  hits: 0, " in shown
+    assert "what was listed since then leaks into these figures" in shown
+
+
 def test_forgetting_a_card_takes_its_entries_out_of_every_change(
     cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
