@@ -81,6 +81,12 @@ class Numbers:
         self.committed[partition] += values
         self.replayed.append(values)
 
+    def state_beside(self, partition: int) -> Any:
+        return None
+
+    def load_beside(self, partition: int, state: Any) -> None:
+        assert state is None
+
     def restored(self, partition: int, records: int) -> None:
         assert len(self.committed[partition]) == records
 

@@ -84,7 +84,7 @@ class Decisions:
         if (policy.blend, policy.weights) != (own.blend, own.weights):
             policy = policy.replace(blend=own.blend, weights=own.weights)
         models, hits = self.models.under(policy), self.hits
-        texts = self.transactions.text_lists(models.lists.texts(models.evaluated_rules))
+        texts = _texts_read(models, self.transactions)
         if policy.old_rules != own.old_rules:
             hits = rule_hits(
                 models.evaluated_rules, self.features, self.logits, self.score, self.transactions, models.lists, texts
@@ -224,11 +224,17 @@ def decided(
     """
     logits = log_odds(models, features)
     score = blend(logits, models.policy.model_weights)
-    texts = about.text_lists(models.lists.texts(models.evaluated_rules))
+    texts = _texts_read(models, about)
     hits = rule_hits(models.evaluated_rules, features, logits, score, about, models.lists, texts)
     if bound is not None:
         hits = bound(models.evaluated_rules, hits, score >= models.policy.threshold)
     return PolicyResult(logits, score, *_selected(models, score, features, about, hits, texts), hits)
+
+
+def _texts_read(models: ActiveModels, about: Subjects | Transactions) -> Texts:
+    """Return the texts that rules and lists read; most have none to decode."""
+    names = models.lists.texts(models.evaluated_rules)
+    return about.text_lists(names) if names else {}
 
 
 def rule_hits(

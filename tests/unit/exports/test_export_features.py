@@ -198,9 +198,9 @@ def decided() -> Decided:
     with pytest.MonkeyPatch.context() as patch:
         really = decider_module.decided
 
-        def watched(models: Any, features: NDArray[np.float64], identities: Any) -> Any:
+        def watched(models: Any, features: NDArray[np.float64], *others: Any) -> Any:
             saw.append(features.copy())
-            return really(models, features, identities)
+            return really(models, features, *others)
 
         patch.setattr(decider_module, "decided", watched)
         for first in range(0, 400, 90):

@@ -22,10 +22,11 @@ def test_at_least_once_offsets_are_committed_behind_acknowledged_outputs(*, ackn
 
     session: Any = Session.__new__(Session)
     session._transactions = SimpleNamespace(exactly_once=False, write=write)
+    session._handler = SimpleNamespace(state_beside=lambda _: None)
     session._retries = SimpleNamespace(call=lambda _, commit: commit())
     session._client = SimpleNamespace(consumer=SimpleNamespace(commit=lambda **_: done.append("offsets")))
     try:
-        session._write([], {("transactions", 0): (1, None)}, None)
+        session._write([], {("transactions", 0): (1, Mark("own/1"))}, None)
     except Aborted:
         assert not acknowledged
     assert done == ["outputs", "offsets"][: 1 + acknowledged]

@@ -34,7 +34,7 @@ def own_logit(decision: dict[str, Any]) -> float:
 
 def test_the_wire_has_a_field_for_every_kind() -> None:
     assert ModelScores.__struct_fields__ == tuple(BY_NAME)
-    assert Versions.__struct_fields__ == (*BY_NAME, "policy", "kernel", "rates", "rules")
+    assert Versions.__struct_fields__ == (*BY_NAME, "policy", "kernel", "rates", "rules", "lists")
     for message in (Decision, DecisionFeatures, Example):
         assert {kind.log_odds for _, kind in WITH_LOG_ODDS} <= {*message.__struct_fields__}
 
