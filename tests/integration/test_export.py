@@ -396,7 +396,7 @@ def test_a_compacted_topic_has_gaps_and_all_topics_can_be_exported(cluster: Clus
     some = export(cluster, tmp_path, "models", "transactions", "dead-letters", "decisions")
     assert [item.records > 0 for item in some] == [True, True, False, False]
     versions = pq.read_table(tmp_path / "models")
-    assert versions.column("name").to_pylist() == ["lightgbm", "policy"]
+    assert versions.column("name").to_pylist() == ["lightgbm", "policy", "rules"]
     assert versions.column("payload").null_count == 0
 
 

@@ -49,7 +49,9 @@ def test_the_program_writes_transactions_and_prints_their_decisions(
             check=False, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=500,
         )  # fmt: skip
         assert run.returncode == 0, run.stderr
-        assert sorted(VARIES.sub("…", line) for line in run.stdout.splitlines()) == sorted(shown())
+        # The page's cluster has no rules, as a new one.
+        lines = [VARIES.sub("…", line).replace(", 'rules': '…'", "") for line in run.stdout.splitlines()]
+        assert sorted(lines) == sorted(shown())
         decisions = cluster.decisions()
         assert len(decisions) == 2 * runs
         printed = {
