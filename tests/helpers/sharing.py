@@ -14,14 +14,13 @@ import pytest
 
 LONGEST: Final = (
     "tests/integration/test_chaos.py",
+    "tests/integration/test_run_pipeline.py",
     "tests/integration/test_unreadable.py",
     "tests/integration/test_broker.py",
     "tests/integration/test_cluster.py",
     "tests/integration/test_lifecycle.py",
     "tests/integration/test_reprocess.py",
     "tests/integration/test_session.py",
-    # Not beside the one with all the faults: its workers have a broker that must not stand still for a minute.
-    "tests/integration/test_run_pipeline.py",
     "tests/integration/test_startup.py",
     "tests/integration/test_rates.py",
     "tests/integration/test_backtest_topics.py",
