@@ -83,11 +83,8 @@ def report_to_consoles(settings: Settings, token: str) -> bool:
         ClusterNotFound: The cluster does not answer.
         DeliveryFailed: It was not written.
     """
-    try:
-        bootstrap = find_cluster(settings)
-    except ClusterNotFound:
-        if settings.kafka_bootstrap_servers is not None:
-            raise
+    bootstrap = _find_cluster(settings)
+    if bootstrap is None:
         return False
     now = datetime.now(UTC)
     event = CaseEvent(
@@ -106,16 +103,21 @@ def forget_listed(settings: Settings, field: str, token: str) -> int:
         ClusterNotFound: The cluster does not answer.
         DeliveryFailed: It was not written.
     """
+    bootstrap, name = _find_cluster(settings), field.removeprefix("attributes.")
+    if bootstrap is None or not any(ListLog(bootstrap, settings).forgotten(name, token)):
+        return 0
+    author = ChangeAuthor(user_name() or "forget", "A value was forgotten.")
+    return ListChanges.on(bootstrap, settings).forget(name, token, author)
+
+
+def _find_cluster(settings: Settings) -> str | None:
+    """Return the address of the cluster; None where none is named and none runs here."""
     try:
-        bootstrap = find_cluster(settings)
+        return find_cluster(settings)
     except ClusterNotFound:
         if settings.kafka_bootstrap_servers is not None:
             raise
-        return 0
-    if not any(ListLog(bootstrap, settings).forgotten(field.removeprefix("attributes."), token)):
-        return 0
-    author = ChangeAuthor(user_name() or "forget", "A value was forgotten.")
-    return ListChanges.on(bootstrap, settings).forget(field.removeprefix("attributes."), token, author)
+        return None
 
 
 def remains(settings: Settings, retentions: dict[str, int]) -> Iterator[str]:

@@ -69,9 +69,11 @@ class PartitionCaps:
         clock = EventClock()
         clock.state = self._now.clock
         hours = clock.hours(event_time_us).tolist()
-        keys = {number: payload_digest(rules.code(number).encode())[:8] for number in caps}
+        rows = np.flatnonzero(rules.alerts(hits) & ~by_score).tolist()
+        # Most batches have no such row, and a set may have a thousand rules.
+        keys = {number: payload_digest(rules.code(number).encode())[:8] for number in caps} if rows else {}
         hour, alerts, found = self._now.hour, Counter(self._now.alerts), hits.copy()
-        for row in np.flatnonzero(rules.alerts(hits) & ~by_score).tolist():
+        for row in rows:
             if hours[row] != hour:
                 hour, alerts = hours[row], Counter()
             stopped = {number for number in hits[row] if number in caps and alerts[keys[number]] >= caps[number]}

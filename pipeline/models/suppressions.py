@@ -62,12 +62,15 @@ class SuppressedHits:
 
     rows: dict[tuple[str, int, int], _Overruled] = field(default_factory=dict)
 
-    def add(self, records: Iterable[Record]) -> None:
-        """Take in records of ``decisions``."""
+    def add(self, records: Iterable[Record]) -> bool:
+        """Take in records of ``decisions``; return whether any was overruled."""
         marked = (record for record in records if record.value is not None and _MARK in record.value)
+        found = False
         for _, decision in readable(marked, _decode, not_counted):
             source = decision.source
             self.rows[source.topic, source.partition, source.offset] = decision
+            found = True
+        return found
 
     def totals(self, reports: Iterable[LabelReport] = ()) -> dict[str, Suppressed]:
         """Return the sums by what decisions name: a suppression's list and id, or a list.
@@ -115,14 +118,12 @@ def keep_caps(
     starts = {} if since_ms < 0 else starts_at(bootstrap, settings.topic(DECISIONS.name), since_ms, settings=settings)
     follower, hits = TopicFollower(bootstrap, settings, DECISIONS), SuppressedHits()
     ended: list[tuple[str, Suppressed]] = []
-    checked: dict[str, Suppressed] = {}
     try:
         follower.start(starts)
-        hits.add(follower.read_committed(lambda: None))
+        is_new = hits.add(follower.read_committed(lambda: None))
         while True:
-            totals = hits.totals()
-            if totals != checked:
-                checked = totals
+            if is_new:
+                totals = hits.totals()
                 changes = ListChanges.on(bootstrap, settings, fence=False)
                 caps = changes.contents.suppressions()
                 reached = [
@@ -133,6 +134,6 @@ def keep_caps(
                     ended += [(name, totals[name]) for name in ListChanges.on(bootstrap, settings).end(reached, author)]
             if once or stopped():
                 return ended
-            hits.add(follower.poll(_POLL_S))
+            is_new = hits.add(follower.poll(_POLL_S))
     finally:
         follower.close()

@@ -2,7 +2,7 @@
 
 import sys
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
@@ -237,9 +237,13 @@ class _Lists:
         for version in set(versions.tolist()):
             rows = np.flatnonzero(versions == version)
             held = NO_LISTS if self._library is None else self._library.named_lists(version)
-            chosen = {name: [column[row] for row in rows.tolist()] for name, column in texts.items()}
-            found[rows] = held.truth(test, chosen.__getitem__, event_time_us[rows])
+            found[rows] = held.truth(test, partial(_texts_of, texts, rows.tolist()), event_time_us[rows])
         return found
+
+
+def _texts_of(texts: Mapping[str, Texts], rows: Sequence[int], name: str) -> Texts:
+    column = texts[name]
+    return [column[row] for row in rows]
 
 
 def _coded_texts(rows: pa.Table, name: str) -> Texts:

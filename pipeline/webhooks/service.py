@@ -9,6 +9,7 @@ from typing import Final, NamedTuple
 
 import msgspec
 
+from agents.permissions import WEBHOOK
 from pipeline.engine.records.results import Result, redacted
 from pipeline.kafka.readers.committed_follower import CommittedFollower
 from pipeline.kafka.records.internal import TrustedRecords, not_counted, readable
@@ -24,7 +25,6 @@ from schemas.topics import ALERTS, CONTROL
 
 log = logging.getLogger(__name__)
 
-GROUP: Final = "webhook"
 MOST_REFUSALS: Final = 5
 """Permanent refusals of one event, behind which it is a dead letter."""
 KNOWN_ALERTS: Final = 10_000
@@ -77,7 +77,7 @@ class Webhook:
     ) -> None:
         self._settings, self._sender, self._metrics, self._stop = settings, sender, metrics, stop
         self._first_wait_s = first_wait_s
-        self._follower = CommittedFollower(bootstrap, settings, [ALERTS, CONTROL], GROUP, KNOWN_ALERTS)
+        self._follower = CommittedFollower(bootstrap, settings, [ALERTS, CONTROL], WEBHOOK, KNOWN_ALERTS)
         self._producer = RecordProducer(bootstrap, settings)
         self._trusted = TrustedRecords(settings, not_counted)
         self._control = settings.topic(CONTROL.name)
@@ -152,7 +152,7 @@ class Webhook:
             "%s %s is skipped: the receiver has refused it %d times: %s", event.type, event.id, MOST_REFUSALS, reason
         )
         result = Result()
-        result.dead_letter(record, GROUP, "webhook_refused", f"{event.type} {event.id}: {reason}")
+        result.dead_letter(record, WEBHOOK, "webhook_refused", f"{event.type} {event.id}: {reason}")
         (letter,) = result.outputs
         if self._settings.dead_letters == "redacted":
             letter = redacted(letter)
