@@ -1,4 +1,4 @@
-"""``fraud-pipeline webhook``: tell an URL of new cases and stopped rules."""
+"""``fraud-pipeline webhook``: report new cases and stopped rules to an URL."""
 
 import signal
 import threading

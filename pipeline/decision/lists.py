@@ -54,7 +54,7 @@ def read_manifest(payload: bytes) -> ListManifest:
 
 
 class Listed(NamedTuple):
-    """What lists say of a transaction."""
+    """Lists that name a transaction, and what they overrule."""
 
     names: tuple[str, ...] = ()
     """Lists with an entry that holds."""
@@ -73,7 +73,7 @@ def unlisted(n: int) -> NDArray[np.object_]:
 
 
 class ListOutcome(NamedTuple):
-    """What lists change in the decisions of n transactions."""
+    """Changes that lists make in the decisions of n transactions."""
 
     blocked: NDArray[np.bool_] | None
     """Block lists select them, whatever else holds; None: no one."""
@@ -293,7 +293,7 @@ class ListSet:
 
 
 NO_LISTS: Final = ListSet()
-"""What is active until somebody writes a list: decisions name none."""
+"""The lists until somebody writes one: decisions name none."""
 
 
 def covered(definition: ListDefinition, values: Sequence[str], traffic: Mapping[str | None, int]) -> dict[str, float]:

@@ -32,7 +32,7 @@ _LOOK_S: Final = 0.1
 
 
 class _PartHead(msgspec.Struct):
-    """What says where a part belongs."""
+    """Fields that say where a part belongs."""
 
     change: str
     before: str = ""

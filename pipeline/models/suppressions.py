@@ -1,4 +1,4 @@
-"""What suppressions have hidden: hits, frauds and money of each, from ``decisions``; and the end of those at their cap.
+"""Alerts that suppressions have hidden: hits, frauds and money of each, from ``decisions``; and the end of those at their cap.
 
 A cap counts over all partitions, so that one process keeps it, as `pace` keeps a budget: it removes the entry by a
 change of the lists, which decisions name. A restore and a replay count nothing anew.
@@ -47,7 +47,7 @@ _decode: Final = msgspec.json.Decoder(_Overruled).decode
 
 @dataclass(slots=True)
 class Suppressed:
-    """What one suppression, or allow list, has overruled. Amounts are in minor units of the base currency."""
+    """Sums of what one suppression, or allow list, has overruled. Amounts are in minor units of the base currency."""
 
     hits: int = 0
     amount_minor: int = 0

@@ -44,7 +44,7 @@ class Estimate(msgspec.Struct, frozen=True):
 
 
 class Figures(msgspec.Struct, frozen=True, kw_only=True):
-    """What a rule would have done in some days; money is in the base currency."""
+    """Figures of what a rule would have done in some days; money is in the base currency."""
 
     first_day: int
     """Days since 1970."""

@@ -1,4 +1,4 @@
-"""The service that tells an URL of new cases and stopped rules, at least once, in the order of each partition."""
+"""The service that reports to an URL new cases and stopped rules, at least once, in the order of each partition."""
 
 import logging
 import threading
