@@ -1,4 +1,4 @@
-"""Alerts that suppressions have hidden: hits, frauds and money of each, from ``decisions``; and the end of those at their cap.
+"""Alerts that suppressions have hidden, from ``decisions``: hits, frauds and money of each; and the end at their caps.
 
 A cap counts over all partitions, so that one process keeps it, as `pace` keeps a budget: it removes the entry by a
 change of the lists, which decisions name. A restore and a replay count nothing anew.
