@@ -231,6 +231,8 @@ def test_a_new_case_appears_by_itself(desk: Desk) -> None:
 def test_no_row_moves_while_one_is_at_hand(desk: Desk, how: str) -> None:
     with desk.page() as page:
         expect(page.locator("[data-connection]")).to_have_text("Live")
+        # The rows are asked for once more when the connection opens.
+        expect(page.locator("#rows.htmx-request")).to_have_count(0)
         row = page.locator("table.cases tbody tr").nth(4)
         if how == "pointer":
             row.hover()
@@ -252,6 +254,21 @@ def test_no_row_moves_while_one_is_at_hand(desk: Desk, how: str) -> None:
         expect(page.locator("#changes")).to_be_hidden()
         if how == "tick":
             assert page.locator("[name=case]:checked").get_attribute("value") == before[4] + "-1730"
+
+
+def test_rows_that_come_while_one_is_ticked_count_as_no_case(desk: Desk) -> None:
+    with desk.context() as context:
+        page = context.pages[0]
+
+        def late(route: Route) -> None:
+            page.locator("table.cases tbody tr").nth(4).locator("[name=case]").check()
+            route.continue_()
+
+        page.route("**/queue", late, times=1)
+        desk.open(page, "/")
+        expect(page.locator("#changes")).to_contain_text("Cases may have changed - press R to show")
+        desk.publish(*map(case_id, (20, 21)))
+        expect(page.locator("#changes")).to_contain_text("2 cases changed - press R to show")
 
 
 def test_the_rows_follow_once_the_pointer_has_left(desk: Desk) -> None:

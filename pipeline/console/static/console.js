@@ -7,7 +7,7 @@
   htmx.config.attributesToSettle = ["class"];
   // What is swapped in works at once: a key pressed in between would be lost.
   htmx.config.defaultSettleDelay = 0;
-  const changed = new Set();
+  const changed = new Set(), UNKNOWN = "?";
   let paused = false, busy = 0, waitingKey = null;
 
   // --- Changes of others: shown at once, unless somebody would lose the row at hand --------------------------------
@@ -20,7 +20,8 @@
   const showChanges = () => {
     const bar = find("#changes");
     if (!bar) return;
-    const count = `${changed.size} case${changed.size === 1 ? "" : "s"} changed`;
+    const known = changed.size - changed.has(UNKNOWN);
+    const count = known ? `${known} case${known === 1 ? "" : "s"} changed` : "Cases may have changed";
     find("span", bar).textContent = find("#case") ? "This case has changed - press R to show"
       : `${paused ? "Paused: " : ""}${count} - press R to show`;
     bar.hidden = changed.size === 0;
@@ -38,7 +39,7 @@
     if (target !== rows() || requestConfig.verb !== "get") return;
     if (!asked && isHeld()) {
       event.detail.shouldSwap = false;
-      note(requestConfig.triggeringEvent?.detail?.data ?? ["?"]);
+      note(requestConfig.triggeringEvent?.detail?.data ?? [UNKNOWN]);
     }
     asked = false;
   });
@@ -71,7 +72,7 @@
     // What changed between the page and its connection, the first one too, was reported to nobody.
     if (find("#case")) document.body.dispatchEvent(new CustomEvent("cases", { bubbles: true, detail: { data: [find("#case").dataset.case] } }));
     else if (rows() && !paused && !isHeld()) show();
-    else if (rows() && event.detail.data.again) note(["?"]);
+    else if (rows() && event.detail.data.again) note([UNKNOWN]);
   });
   document.addEventListener("visibilitychange", showOnceFree);
   document.addEventListener("focusout", showOnceFree);
