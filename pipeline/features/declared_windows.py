@@ -102,7 +102,8 @@ def whole_values(inputs: NDArray[np.float64] | None, n: int, scales: NDArray[np.
         return np.full((n, len(scales)), NO_VALUE)
     if inputs.shape != (n, len(scales)):
         raise ValueError(f"the inputs have shape {inputs.shape}, not {(n, len(scales))}")
-    with np.errstate(over="ignore"):
+    # Rows of labels hold whatever was in memory, a signalling NaN too: their values are not read.
+    with np.errstate(over="ignore", invalid="ignore"):
         steps = np.multiply(inputs, scales, order="C")
     usable = np.abs(steps) < LARGEST_VALUE
     whole: NDArray[np.int64] = np.rint(np.where(usable, steps, 0.0)).astype(np.int64)

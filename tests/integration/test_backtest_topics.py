@@ -1,5 +1,6 @@
 """Backtests of real topics: what live workers decided is decided again, and what is not the same has a cause."""
 
+import weakref
 from collections import Counter
 from datetime import timedelta
 from pathlib import Path
@@ -12,6 +13,7 @@ from confluent_kafka import TopicPartition
 from pipeline.backtest.input.span import RangeError
 from pipeline.backtest.labels.ground_truth import ground_truth
 from pipeline.backtest.runner.live_comparison import ARRIVAL, BETWEEN, OTHER_VERSION, UNEXPLAINED, WINDOWS
+from pipeline.backtest.runner.model_library import ACTIVE, ModelLibrary
 from pipeline.kafka.cluster.clients import admin_client
 from pipeline.kafka.cluster.errors import TopicError
 from schemas.messages import Decision
@@ -314,3 +316,12 @@ def test_a_day_is_found_by_the_time_of_its_records(cluster: Cluster) -> None:
     assert result.warm_up_from_us == round(after(80).timestamp() * 1e6)
     assert result.warnings == []
     assert timedelta(days=70).total_seconds() * 1e6 == result.from_us - result.warm_up_from_us
+
+
+def test_readers_of_a_library_close_when_nobody_has_it_any_more(cluster: Cluster) -> None:
+    cluster.publish()
+    library = ModelLibrary(cluster.settings, cluster.bootstrap)
+    library.policy(ACTIVE)
+    held = weakref.ref(library)
+    del library
+    assert held() is None, "a cycle keeps its readers open, until the program's end perhaps"

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Final, TypeVar
 
 from pipeline.backtest.input.span import time_text
@@ -159,8 +159,11 @@ class ModelLibrary:
             raise ModelError(f"topic models has {model.version} under the name {version}: choose --river latest")
         return model
 
-    def _load_river(self, payload: bytes) -> Scorer:
-        return load_river(payload, self._settings.river_classifier, self._registry.read_file)
+    @cached_property
+    def _load_river(self) -> Callable[[bytes], Scorer]:
+        # None of the library's own: its readers of topics close when nobody has it any more, not when a cycle is found.
+        classifier, read_file = self._settings.river_classifier, self._registry.read_file
+        return lambda payload: load_river(payload, classifier, read_file)
 
     def _is_active(self, name: str) -> bool:
         return self._registry.active(name) is not None or self._published(name) is not None
@@ -198,7 +201,8 @@ class ModelLibrary:
     def _cluster(self) -> PublishedVersions | None:
         if self._bootstrap is None:
             return None
-        return PublishedVersions.on(self._bootstrap, self._settings, ModelSet(self.untrained_river, self._load_river))
+        untrained = partial(first_river, self._settings.river_classifier)
+        return PublishedVersions.on(self._bootstrap, self._settings, ModelSet(untrained, self._load_river))
 
     @cached_property
     def _files(self) -> PublishedFiles:

@@ -313,6 +313,9 @@ def test_inputs_become_whole_numbers() -> None:
     assert got == [12, 14, -12, *[NO_VALUE] * 6, 2**52]
     assert whole_values(None, 2, scales).tolist() == [[NO_VALUE], [NO_VALUE]]
     assert whole_values(None, 2, scales[:0]).shape == (2, 0)
+    # Rows of labels hold whatever was in memory; warnings are errors here.
+    signalling = np.array([[0x7FF0000000000001]]).view(np.float64)
+    assert whole_values(signalling, 1, scales).tolist() == [[NO_VALUE]]
     with pytest.raises(ValueError, match=r"shape \(2, 2\), not \(2, 1\)"):
         whole_values(np.zeros((2, 2)), 2, scales)
 
