@@ -28,6 +28,7 @@ from pipeline.models.publish import ControlWriter, ModelChange, VersionToPublish
 from pipeline.scoring.errors import ModelError
 from pipeline.scoring.payload import VERSION_DIGITS, payload_digest
 from pipeline.settings import Settings
+from schemas.codec import timestamp_us
 from schemas.messages import Assessment, ListChange, ListDefinition, ListEntry, VersionReference
 from schemas.times import US_PER_DAY
 
@@ -124,8 +125,9 @@ class ListChanges:
         self._published, self._writer, self._log, self._settings = published, writer, log, settings
         self._traffic = traffic
         self.version, self._change = "", ""
-        if (payload := active_manifest(published)) is not None:
-            self.version, self._change = payload_digest(payload)[:VERSION_DIGITS], read_manifest(payload).change
+        for _, reference in activated_lists(published)[-1:]:
+            self.version = reference.digest[:VERSION_DIGITS]
+            self._change = read_manifest(list_payload(published, reference)).change
         self.contents = ListContents(log.changes(self._change))
 
     @classmethod
@@ -197,7 +199,7 @@ class ListChanges:
         assessed, reference = matching[-1]
         what = f"change {reference.version} of the lists"
         refuse_proposer(self._published.history, assessed, author.by, self._writer.key_id, what)
-        change = read_manifest(_content(self._published, reference)).change
+        change = read_manifest(list_payload(self._published, reference)).change
         parts = [part for part in self._log.changes(change) if part.change == change]
         merged = replace(
             parts[0],
@@ -302,19 +304,15 @@ class ListChanges:
         return WrittenChange(version, len(after.entries), bool(why), why)
 
 
-def active_manifest(published: PublishedVersions) -> bytes | None:
-    """Return the content of the newest version of the lists that was activated; None where none was.
-
-    Raises:
-        ModelError: It cannot be read.
-    """
-    named = [each for event in published.history.activations for each in event.versions if each.name == LISTS]
-    if not named:
-        return None
-    return _content(published, named[-1])
+def activated_lists(published: PublishedVersions) -> list[tuple[int, VersionReference]]:
+    """Return the versions of the lists that were activated, oldest first, each with the time in microseconds."""
+    events = published.history.activations
+    pairs = ((timestamp_us(event.activated_at), named) for event in events for named in event.versions)
+    return [(activated_us, named) for activated_us, named in pairs if named.name == LISTS]
 
 
-def _content(published: PublishedVersions, reference: VersionReference) -> bytes:
+def list_payload(published: PublishedVersions, reference: VersionReference) -> bytes:
+    """Return the content of a version of the lists; raises `ModelError` where it cannot be read."""
     content = published.content(reference)
     if content is None:
         raise ModelError(f"the content of {reference.name} {reference.version} cannot be read on topic models")
@@ -323,6 +321,6 @@ def _content(published: PublishedVersions, reference: VersionReference) -> bytes
 
 def active_lists(bootstrap: str, settings: Settings, published: PublishedVersions) -> Mapping[str, ListDefinition]:
     """Return the lists of a cluster, by name."""
-    payload = active_manifest(published)
-    change = "" if payload is None else read_manifest(payload).change
-    return ListContents(ListLog(bootstrap, settings).changes(change)).definitions
+    active = [list_payload(published, reference) for _, reference in activated_lists(published)[-1:]]
+    changes = [read_manifest(payload).change for payload in active] or [""]
+    return ListContents(ListLog(bootstrap, settings).changes(*changes)).definitions

@@ -75,7 +75,7 @@ def read_history(
     """
     path, library = Path(history), ModelLibrary(settings, cluster()) if counted.lists else None
     of_today = library is not None and (lists_of_today or path.is_file())
-    lists = _Lists(library.lists() if library is not None and of_today else None, library)
+    lists = _Lists(library.list_history.numbered(-1) if library is not None and of_today else None, library)
     if history == TOPICS:
         with tempfile.TemporaryDirectory() as directory:
             wanted = [named(name, settings.topics) for name in _topics(counted, settings)]
@@ -234,9 +234,9 @@ class _Lists:
         at = (np.searchsorted(self._keys, key, "right") - 1).clip(min=0)
         versions = np.where(self._keys[at] == key, self._versions[at], "")
         found = np.empty(len(key))
-        for version in set(versions.tolist()):
+        for version in dict.fromkeys(versions.tolist()):
             rows = np.flatnonzero(versions == version)
-            held = NO_LISTS if self._library is None else self._library.named_lists(version)
+            held = NO_LISTS if self._library is None else self._library.list_history.named(version)
             found[rows] = held.truth(test, partial(_texts_of, texts, rows.tolist()), event_time_us[rows])
         return found
 

@@ -3,6 +3,7 @@
 import csv
 import re
 import secrets
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from pipeline.backtest.report import build_report
 from pipeline.decision.lists import ListSet
 from pipeline.models.library import PublishedVersions
 from pipeline.models.list_changes import ListChanges
@@ -167,6 +169,49 @@ def test_an_entry_holds_by_the_time_of_the_transaction_and_rules_read_it(
     assert (row["value"], row["expires"], row["reason"]) == ("DE", ends, "It is at home.")
     cluster.command("lists", "import", "home", str(exported), "--replace", *WHY, code=0)
     assert "home  watch  country  text  entries: 1" in cluster.command("lists", "show", code=0).output
+
+
+def test_a_backtest_by_time_decides_by_the_lists_of_each_transaction(cluster: Cluster, start: Starter) -> None:
+    cluster.publish(policy(0.999))
+
+    def now(number: int, country: str) -> None:
+        cluster.buy(number, datetime.now(UTC), card_id=f"c{number % 7}", country=country)
+
+    now(0, "DE")
+    cluster.flush()
+    cluster.command("lists", "add", "bad", "DE", "--kind", "block", "--field", "country", *WHY, code=0)
+    worker = start(cluster.settings)
+    worker.until(lambda: len(cluster.decisions()) == 1)
+    for number in range(1, 40):
+        now(number, ("DE", "FR")[number % 2])
+    cluster.flush()
+    worker.until(lambda: len(cluster.decisions()) == 40)
+    second = version_of(cluster.command("lists", "add", "bad", "FR", *WHY, code=0).output)
+    worker.until(lambda: f"lists version {second} is active" in worker.output)
+    for number in range(40, 80):
+        now(number, ("DE", "FR")[number % 2])
+    cluster.flush()
+    worker.until(lambda: len(cluster.decisions()) == 80)
+    cluster.command("lists", "remove", "bad", "DE", *WHY, code=0)
+    assert worker.stop() == 0, worker.output
+    live = {decision.transaction_id: decision for decision in cluster.decisions()}
+    # The first one was decided late, when the list was there already.
+    for order, before, same in (("event-time", 1, {*live} - {"t0"}), ("recorded", 0, {*live})):
+        parts: list[pd.DataFrame] = []
+        backtest = backtest_of(order=order, models=["active"], thresholds=[0.999, 0.9999], settings=cluster.settings)
+        backtest.each(lambda _, made, kept=parts: kept.append(made.frame()))  # type: ignore[misc]
+        found = pd.concat(parts)
+        assert len(found) == 160
+        for row in found[found["transaction_id"].isin(same)].itertuples():
+            decision = live[row.transaction_id]
+            assert row.lists_version == decision.versions.lists != ""
+            assert [*row.list_hits] == (decision.list_hits or [])
+            assert row.action == decision.action
+        assert (found["action"] == "alert").sum() == 2 * (60 - before)
+        assert (found["lists_version"] == "").sum() == 2 * before
+    content = build_report(backtest_of(models=["active"], settings=cluster.settings).run()).content
+    assert content.parameters["lists"] == "then"
+    assert content.variants[0].models["lists"].count(",") == 2, "none, and the two that decided"
 
 
 def test_a_rule_is_tested_by_the_lists_of_each_decision(cluster: Cluster, start: Starter, tmp_path: Path) -> None:
