@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from pipeline.backtest.input.span import moment
 from pipeline.observability.terminal import printable
@@ -11,6 +11,9 @@ from schemas.times import US_PER_DAY
 if TYPE_CHECKING:
     from pipeline.backtest.metrics.rule_worth import RuleWorth
     from pipeline.rules.trial import Estimate, Figures, HistoryExample
+
+
+LEAKS: Final = "The lists are those of today: what was listed since then leaks into these figures."
 
 
 def figure_lines(code: str, figures: "Figures") -> Iterator[str]:
@@ -42,6 +45,8 @@ def figure_lines(code: str, figures: "Figures") -> Iterator[str]:
     yield from _counts("hit by other rules", figures.other_rules)
     yield from _counts("would hit but for", figures.near_misses)
     yield from _examples(figures.examples)
+    if figures.leaks:
+        yield f"  {LEAKS}"
 
 
 def _estimate(estimate: "Estimate | None", *, share: bool = False) -> str:

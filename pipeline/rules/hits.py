@@ -39,6 +39,8 @@ class HitHistory(NamedTuple):
     """Age from which a hit counts as legitimate if it has no label."""
     kernels: frozenset[int]
     """Numbers of the kernel versions whose features mean what they mean here."""
+    leaks: bool = False
+    """True if rules have read the lists of today: what was listed since then leaks into the figures."""
 
 
 class Counted(Protocol):

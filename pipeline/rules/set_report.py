@@ -60,7 +60,7 @@ class SetReport:
             first: First day, in days since 1970; None: that of the history.
             end: Day to end before, likewise.
         """
-        hits, maturity_us, kernels = history
+        hits, maturity_us, kernels, _ = history
         day = hits.event_time_us // US_PER_DAY
         chosen = np.isin(hits.kernel, [*kernels]) & (day >= (day if first is None else first))
         chosen &= day < (day + 1 if end is None else end)

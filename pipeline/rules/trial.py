@@ -79,6 +79,8 @@ class Figures(msgspec.Struct, frozen=True, kw_only=True):
     other_rules: dict[str, int]
     """Hits that other rules hit too, by their codes, the most frequent first."""
     examples: tuple[HistoryExample, ...]
+    leaks: bool
+    """As in `HitHistory`."""
 
 
 class Trial:
@@ -145,7 +147,7 @@ class Trial:
             first: First day, in days since 1970; None: that of the history.
             end: Day to end before, likewise.
         """
-        hits, maturity_us, kernels = history
+        hits, maturity_us, kernels, leaks = history
         cut = self.last_event_us // US_PER_DAY + 1 - HELD_OUT_DAYS
         usable = [kernel for kernel in sorted(kernels) if all(self._computed[kernel, name] for name in self.features)]
         begin, last = (
@@ -188,6 +190,7 @@ class Trial:
             selected=dict(sorted(Counter(hits.selection[~new].tolist()).items())),
             other_rules=dict(others.most_common()),
             examples=tuple(_newest(examples)),
+            leaks=leaks,
             **estimates,
         )
 

@@ -20,7 +20,7 @@ from pipeline.models.list_log import ListLog
 from pipeline.protection.tokens import CARD_ID, TokenKeys
 from schemas.messages import Alert, Decision
 from schemas.topics import ACCEPTED_LABELS, ALERTS, CONTROL, LISTS
-from tests.helpers.backtest_inputs import backtest_of
+from tests.helpers.backtest_inputs import backtest_of, simulated_days, with_a_champion
 from tests.helpers.champion import policy
 from tests.helpers.logs import after
 from tests.helpers.topics import Cluster, Starter, once
@@ -238,7 +238,14 @@ def test_a_rule_is_tested_by_the_lists_of_each_decision(cluster: Cluster, start:
     assert "leaks" not in shown
     shown = cluster.command("rules", "test", str(rule), "--on", "topics", "--lists", "today", code=0).output
     assert "  hits: 0, " in shown
-    assert "what was listed since then leaks into these figures" in shown
+    leaks = "what was listed since then leaks into these figures"
+    assert leaks in shown
+    assert leaks not in cluster.command("rules", "report", "--on", "topics", code=0).output
+    with_a_champion(cluster.settings.data_dir)
+    simulated_days(20).to_parquet(file := tmp_path / "file.parquet")
+    assert leaks in cluster.command("rules", "report", "--on", str(file), code=0).output
+    cluster.command("rules", "retire", "abroad", *WHY, code=0)
+    assert leaks in cluster.command("rules", "publish", str(rule), "--on", str(file), *WHY, code=0).output
 
 
 def test_forgetting_a_card_takes_its_entries_out_of_every_change(
