@@ -168,6 +168,10 @@ class ListSet:
         """The lists, by name."""
         return {name: entries.definition for name, entries in self._lists.items()}
 
+    def kind(self, name: str) -> str:
+        """Return the kind of a list, by its name or the name by which decisions name its entry."""
+        return self._lists[name if name in self._lists else name.rpartition("/")[0]].definition.kind
+
     def __len__(self) -> int:
         return sum(len(entries.until_us) for entries in self._lists.values())
 

@@ -75,9 +75,7 @@ class SetReport:
             found[number] &= np.isin(hits.kernel, usable)
             span = day_span(key for key in inside if key[0] in usable)
             figures[rule.code, rule.state] = {
-                "precision": None
-                if span is None
-                else _precision(found[number] & mature, hits.fraud, day - span[0], span[1]),
+                "precision": span and _precision(found[number] & mature, hits.fraud, day - span[0], span[1]),
                 "not_computed": sum(rows for (kernel, _), rows in inside.items() if kernel not in usable),
             }
         pairs = RuleHits(rules, *np.nonzero(found.T))
