@@ -3,7 +3,9 @@
 import csv
 import re
 import secrets
+from contextlib import closing
 from datetime import UTC, datetime
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ from pipeline.decision.lists import ListSet
 from pipeline.models.library import PublishedVersions
 from pipeline.models.list_changes import ListChanges
 from pipeline.models.list_log import ListLog
+from pipeline.models.suppressions import keep_caps
 from pipeline.protection.tokens import CARD_ID, TokenKeys
 from schemas.messages import Alert, Decision
 from schemas.topics import ACCEPTED_LABELS, ALERTS, CONTROL, LISTS
@@ -318,7 +321,9 @@ def test_allow_entries_end_and_a_second_person_approves_where_one_is_asked_for(c
     assert ("m1" in shown, "m2" in shown) == (False, True)
 
 
-def test_what_suppressions_hide_is_counted_to_the_cent_and_ends_at_its_cap(cluster: Cluster, start: Starter) -> None:
+def test_what_suppressions_hide_is_counted_to_the_cent_and_ends_at_its_cap(
+    cluster: Cluster, start: Starter, monkeypatch: pytest.MonkeyPatch
+) -> None:
     cluster.publish(policy(ALL))
     options = ("--kind", "suppress", "--for", "365d", "--cap", "400.00")
     cluster.command("lists", "add", "quiet", "c1", "c2", "--field", "card_id", *options, *WHY, code=0)
@@ -353,14 +358,22 @@ def test_what_suppressions_hide_is_counted_to_the_cent_and_ends_at_its_cap(clust
     assert again.comparison is not None
     assert (again.comparison.compared, again.comparison.differences) == (60, [])
     over = {name for name, total in missed.items() if total["amount_minor"] >= 40_000}
-    ended = cluster.command("lists", "caps", "--once", code=0).output
-    assert {line.split()[0] for line in ended.splitlines()} == over
     assert 0 < len(over) < 3
+    fences = list[bool]()
+    read = ListChanges.on
+    monkeypatch.setattr(
+        ListChanges, "on", lambda *given, fence=True: (fences.append(fence), read(*given, fence=fence))[1]
+    )
+    # Nobody stops it: what has ended is said at once.
+    with closing(keep_caps(cluster.bootstrap, cluster.settings, lambda: False)) as keeping:
+        assert {name for name, _ in islice(keeping, len(over))} == over
+    assert fences == [False, True], "once at the start, and once behind the fence"
+    monkeypatch.undo()
     assert cluster.command("lists", "caps", "--once", code=0).output == ""
     version = ListChanges.on(cluster.bootstrap, cluster.settings, fence=False).version
     worker.until(lambda: f"lists version {version} is active" in worker.output)
     for number in range(60, 90):
-        cluster.buy(number, after(seconds=number), card_id=f"c{number % 4}", merchant_id=f"m{number % 3}", amount=1.0)
+        cluster.buy(number, after(seconds=number), card_id=f"c{number % 4}", merchant_id=f"m{number % 3}", amount=99.5)
     cluster.flush()
     worker.until(lambda: len(cluster.decisions()) == 90)
     assert worker.stop() == 0, worker.output
@@ -368,3 +381,6 @@ def test_what_suppressions_hide_is_counted_to_the_cent_and_ends_at_its_cap(clust
     names = {name for decision in late for name in decision.overruled or {}}
     assert names.isdisjoint(over)
     assert names
+    ended = cluster.command("lists", "caps", "--once", code=0).output
+    assert {line.split()[0] for line in ended.splitlines()} == names
+    assert "has ended: hits of" in ended
