@@ -43,11 +43,6 @@ Traffic = Callable[[str], Counter[str | None]]
 """Counts the texts of a field among transactions of the last week."""
 
 
-def no_traffic(field: str) -> Counter[str | None]:
-    """Count no transactions, whatever the field."""
-    return Counter({field: 0})
-
-
 class WrittenChange(NamedTuple):
     """A change that was written."""
 
@@ -120,18 +115,17 @@ class ListChanges:
         writer: ControlWriter,
         log: ListLog,
         settings: Settings,
-        traffic: Traffic = no_traffic,
+        traffic: Traffic,
     ) -> None:
         self._published, self._writer, self._log, self._settings = published, writer, log, settings
         self._traffic = traffic
-        self.version, self._change = "", ""
-        for _, reference in activated_lists(published)[-1:]:
-            self.version = reference.digest[:VERSION_DIGITS]
-            self._change = read_manifest(list_payload(published, reference)).change
+        self.version, self._change = _active_change(published)
         self.contents = ListContents(log.changes(self._change))
 
     @classmethod
-    def on(cls, bootstrap: str, settings: Settings, traffic: Traffic = no_traffic, *, fence: bool = True) -> Self:
+    def on(
+        cls, bootstrap: str, settings: Settings, traffic: Traffic = lambda _: Counter(), *, fence: bool = True
+    ) -> Self:
         """Read a cluster; ``fence`` takes the right to write on ``control`` before, to make a change."""
         writer = ControlWriter(bootstrap, settings)
         if fence:
@@ -201,16 +195,10 @@ class ListChanges:
         refuse_proposer(self._published.history, assessed, author.by, self._writer.key_id, what)
         change = read_manifest(list_payload(self._published, reference)).change
         parts = [part for part in self._log.changes(change) if part.change == change]
-        merged = replace(
-            parts[0],
-            change="",
-            entries=[entry for part in parts for entry in part.entries],
-            forgotten=0,
-            part=0,
-            parts=1,
-        )
-        new = [each for each in merged.definitions if each.name not in self.contents.definitions]
-        return self._write(replace(merged, definitions=new), author, approves=reference.version)
+        entries = [entry for part in parts for entry in part.entries]
+        new = [each for each in parts[0].definitions if each.name not in self.contents.definitions]
+        merged = replace(parts[0], definitions=new, entries=entries, forgotten=0)
+        return self._write(merged, author, approves=reference.version)
 
     def forget(self, field: str, value: str, author: ChangeAuthor) -> int:
         """Take a value of a field out of all changes there ever were; return how many entries and removals had it."""
@@ -321,6 +309,11 @@ def list_payload(published: PublishedVersions, reference: VersionReference) -> b
 
 def active_lists(bootstrap: str, settings: Settings, published: PublishedVersions) -> Mapping[str, ListDefinition]:
     """Return the lists of a cluster, by name."""
-    active = [list_payload(published, reference) for _, reference in activated_lists(published)[-1:]]
-    changes = [read_manifest(payload).change for payload in active] or [""]
-    return ListContents(ListLog(bootstrap, settings).changes(*changes)).definitions
+    return ListContents(ListLog(bootstrap, settings).changes(_active_change(published)[1])).definitions
+
+
+def _active_change(published: PublishedVersions) -> tuple[str, str]:
+    """Return the newest version of the lists that was activated, and its change; empty where none was."""
+    for _, reference in activated_lists(published)[-1:]:
+        return reference.digest[:VERSION_DIGITS], read_manifest(list_payload(published, reference)).change
+    return "", ""

@@ -77,7 +77,8 @@ class ListLog:
         while True:
             base, end = self._built, self._readable_end()
             parts = self._read(self._end, end)
-            chain = None if self._end and _any_forgotten(parts) else _chain(parts, change, base.change)
+            forgotten = any(head.forgotten for of_change in parts.values() for head, _ in of_change.values())
+            chain = None if self._end and forgotten else _chain(parts, change, base.change)
             if chain is None and self._end:
                 base, parts = NO_LISTS, self._read(0, end)
                 chain = _chain(parts, change, base.change)
@@ -207,10 +208,6 @@ def change_parts(change: ListChange) -> list[ListChange]:
 def part_record(part: ListChange) -> Output:
     """Return the record of a part."""
     return Output(LISTS, f"{part.change}/{part.part}".encode(), _encode(part))
-
-
-def _any_forgotten(parts: _Parts) -> bool:
-    return any(head.forgotten for of_change in parts.values() for head, _ in of_change.values())
 
 
 def _chain(parts: _Parts, change: str, known: str) -> list[list[bytes]] | None:

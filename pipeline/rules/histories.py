@@ -2,7 +2,7 @@
 
 import sys
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
@@ -235,18 +235,12 @@ class _Lists:
         # A position may be there twice, and the last decision of it counts.
         at = (np.searchsorted(self._keys, key, "right") - 1).clip(min=0)
         versions = np.where(self._keys[at] == key, self._versions[at], "")
-        found = np.empty(len(key))
+        found, field = np.empty(len(key)), test[1][1]
         for version in dict.fromkeys(versions.tolist()):
             rows = np.flatnonzero(versions == version)
-            found[rows] = self._history.named(version).truth(
-                test, partial(_texts_of, texts, rows.tolist()), event_time_us[rows]
-            )
+            of_rows = {field: [texts[field][row] for row in rows.tolist()]}
+            found[rows] = self._history.named(version).truth(test, of_rows.__getitem__, event_time_us[rows])
         return found
-
-
-def _texts_of(texts: Mapping[str, Texts], rows: Sequence[int], name: str) -> Texts:
-    column = texts[name]
-    return [column[row] for row in rows]
 
 
 def _coded_texts(rows: pa.Table, name: str) -> Texts:

@@ -11,13 +11,13 @@ from pipeline.backtest.metrics.bootstrap import Estimate, day_estimates
 from pipeline.backtest.metrics.rule_worth import RuleHits, RuleWorth, rule_worth
 from pipeline.decision.policy import BY_SCORE
 from pipeline.decision.rule_program import Read
-from pipeline.decision.rules import SCORES, RuleSet, condition_of
-from pipeline.expressions.trees import fields_in, lists_in
-from pipeline.rules.hits import DayCounts, HitHistory, day_span
+from pipeline.decision.rules import RuleSet, condition_of
+from pipeline.expressions.trees import fields_in
+from pipeline.rules.hits import Counted, HitHistory, day_span
 from schemas.times import US_PER_DAY
 
 
-class SetReport:
+class SetReport(Counted):
     """The hits of the rules of a set that are evaluated, part by part, in any order.
 
     Args:
@@ -25,13 +25,9 @@ class SetReport:
     """
 
     def __init__(self, rules: RuleSet) -> None:
+        super().__init__([condition_of(rule) for rule in rules.evaluated])
         self._rules = rules
-        names = frozenset().union(*(fields_in(condition_of(rule)) for rule in rules.evaluated))
-        self.texts, self.scores = [*rules.texts], sorted(names & {*SCORES})
-        self.features = sorted(names.difference(self.texts, SCORES))
-        self.lists = any(lists_in(condition_of(rule)) for rule in rules.evaluated)
         self._hits = [np.empty((len(rules.evaluated), 0), np.bool_)]
-        self._counts = DayCounts(self.features)
 
     def take(
         self, read: Read, event_time_us: NDArray[np.int64], kernel: NDArray[np.int64], transaction_id: Any
@@ -41,7 +37,7 @@ class SetReport:
         if not (n := len(event_time_us)) or not self._rules.evaluated:
             return np.empty(0, np.intp)
         columns = {name: read(name) for name in self.features}
-        self._counts.add(np.ones((1, n), np.bool_), columns.__getitem__, event_time_us, kernel)
+        self._count(np.ones((1, n), np.bool_), columns.__getitem__, event_time_us, kernel)
         found = self._rules.program.hits(lambda name: columns[name] if name in columns else read(name), n)
         rows = np.flatnonzero(found.any(axis=0))
         self._hits.append(found[:, rows])
@@ -64,14 +60,14 @@ class SetReport:
             end: Day to end before, likewise.
         """
         hits, maturity_us, kernels, _ = history
-        rules, counts, day = self._rules.evaluated, self._counts, hits.event_time_us // US_PER_DAY
-        days = range(first or 0, counts.last_event_us // US_PER_DAY + 1 if end is None else end)
-        inside = {key: int(rows[0]) for key, rows in counts.days.items() if key[1] in days}
-        mature = hits.event_time_us <= counts.last_event_us - maturity_us
+        rules, day = self._rules.evaluated, hits.event_time_us // US_PER_DAY
+        days = range(first or 0, self._last_event_us // US_PER_DAY + 1 if end is None else end)
+        inside = {key: int(rows[0]) for key, rows in self._days.items() if key[1] in days}
+        mature = hits.event_time_us <= self._last_event_us - maturity_us
         found = np.concatenate(self._hits, axis=1) & (day >= days.start) & (day < days.stop)
         figures: dict[tuple[str, str], dict[str, Any]] = {}
         for number, rule in enumerate(rules):
-            usable = counts.usable(kernels, fields_in(condition_of(rule)) & {*self.features})
+            usable = self._usable(kernels, fields_in(condition_of(rule)) & {*self.features})
             found[number] &= np.isin(hits.kernel, usable)
             span = day_span(key for key in inside if key[0] in usable)
             figures[rule.code, rule.state] = {

@@ -10,9 +10,9 @@ from numpy.typing import NDArray
 
 from pipeline.backtest.metrics.bootstrap import Estimate, day_estimates
 from pipeline.decision.rule_program import Read, RuleProgram
-from pipeline.decision.rules import FIELDS, SCORES, TEXTS, Rule, condition_of
-from pipeline.expressions.trees import Condition, Node, fields_in, lists_in, text_of
-from pipeline.rules.hits import DayCounts, HitHistory, Hits, day_span
+from pipeline.decision.rules import FIELDS, Rule, condition_of
+from pipeline.expressions.trees import Condition, Node, text_of
+from pipeline.rules.hits import Counted, HitHistory, Hits, day_span
 from schemas.times import US_PER_DAY
 
 HELD_OUT_DAYS: Final = 14
@@ -74,7 +74,7 @@ class Figures(msgspec.Struct, frozen=True, kw_only=True):
     """As in `HitHistory`."""
 
 
-class Trial:
+class Trial(Counted):
     """The counts of a rule over a history, part by part, in any order.
 
     Args:
@@ -83,15 +83,12 @@ class Trial:
 
     def __init__(self, rule: Rule) -> None:
         self.rule, condition = rule, condition_of(rule)
-        names = fields_in(condition)
-        self.texts, self.scores = sorted(names & TEXTS), sorted(names & {*SCORES})
-        self.features, self.lists = sorted(names - TEXTS - {*SCORES}), bool(lists_in(condition))
+        super().__init__([condition])
         parts = [*_parts(condition.root)]
         self._parts = [text_of(Condition(part)) for part in parts] if len(parts) > 1 else []
         without = [_joined([*parts[:at], *parts[at + 1 :]]) for at in range(len(self._parts))]
         roots: list[Node] = [condition.root, ("not", condition.root), *without]
         self._program = RuleProgram([Condition(root) for root in roots], FIELDS)
-        self._counts = DayCounts(self.features)
         self._examples: list[HistoryExample] = []
 
     def take(
@@ -104,7 +101,7 @@ class Trial:
         found = self._program.hits(lambda name: columns[name] if name in columns else read(name), n)
         hit, near = found[0], found[2:] & ~found[0]
         counted = np.vstack([np.ones(n, np.bool_), hit, ~(hit | found[1]), near])
-        self._counts.add(counted, columns.__getitem__, event_time_us, kernel)
+        self._count(counted, columns.__getitem__, event_time_us, kernel)
         for fails, rows in zip(["", *self._parts], [hit, *near], strict=True):
             for row in _last_of_days(event_time_us // US_PER_DAY, rows).tolist():
                 values_read = {name: _plain(column[row]) for name, column in columns.items()}
@@ -124,17 +121,17 @@ class Trial:
             end: Day to end before, likewise.
         """
         hits, maturity_us, kernels, leaks = history
-        last_event_us, usable = self._counts.last_event_us, self._counts.usable(kernels, self.features)
-        cut = last_event_us // US_PER_DAY + 1 - HELD_OUT_DAYS
+        usable = self._usable(kernels, self.features)
+        cut = self._last_event_us // US_PER_DAY + 1 - HELD_OUT_DAYS
         shown = range(cut, cut + HELD_OUT_DAYS) if held_out else range(cut)
         days = range(max(shown.start, first or 0), shown.stop if end is None else min(shown.stop, end))
-        inside = {key: counts for key, counts in self._counts.days.items() if key[1] in days}
+        inside = {key: counts for key, counts in self._days.items() if key[1] in days}
         computed = {key: counts for key, counts in inside.items() if key[0] in usable}
         begins, width = day_span(computed) or (cut, 0)
         totals = sum(computed.values(), np.zeros(_NEAR + len(self._parts), np.int64)).tolist()
         day = hits.event_time_us // US_PER_DAY
         hits = hits.take(np.isin(hits.kernel, usable) & (day >= days.start) & (day < days.stop))
-        mature = hits.event_time_us <= last_event_us - maturity_us
+        mature = hits.event_time_us <= self._last_event_us - maturity_us
         fraud, new = mature & hits.fraud, hits.selection == None  # noqa: E711 (element by element)
         examples = [
             example

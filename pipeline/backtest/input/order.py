@@ -3,7 +3,6 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import StrEnum
-from itertools import pairwise
 from typing import Final, TypeVar
 
 import numpy as np
@@ -62,18 +61,6 @@ class Chunk:
         return Chunk(
             self.transactions.take(rows), self.position[rows], self.labels.take(labels), self.label_position[labels]
         )
-
-    def split(self, numbers: NDArray[np.int64]) -> Iterator["Chunk"]:
-        """Yield the runs of transactions that have the same number, with the labels that stand before the next run.
-
-        Args:
-            numbers: One for each transaction, shape (n,).
-        """
-        starts = self.position[np.flatnonzero(np.diff(numbers)) + 1].tolist()
-        for first, end in pairwise([self.first, *starts, self.end]) if starts else ():
-            yield self.between(first, end)
-        if not starts:
-            yield self
 
 
 NOTHING: Final = Chunk(no_transactions(), np.empty(0, np.int64), no_labels(), np.empty(0, np.int64))

@@ -2,10 +2,11 @@
 
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
-from itertools import chain, tee
+from itertools import chain, pairwise, tee
 from types import MappingProxyType
 from typing import NamedTuple
 
+import numpy as np
 import pyarrow as pa
 
 from pipeline.backtest.engine.column_kernels import Engine
@@ -206,9 +207,10 @@ def _dated(
         yield chunk, models
         return
     numbers = lists.numbers(chunk.transactions.event_time_us)
-    for run in chunk.split(numbers):
-        held = lists.numbered(int(lists.numbers(run.transactions.event_time_us[:1])[0]))
-        yield run, [each.dated(held) for each in models]
+    starts = np.flatnonzero(np.diff(numbers)) + 1
+    ends = pairwise([chunk.first, *chunk.position[starts].tolist(), chunk.end])
+    for number, (first, end) in zip(numbers[[0, *starts]].tolist(), ends, strict=True):
+        yield chunk.between(first, end), [each.dated(lists.numbered(number)) for each in models]
 
 
 def _scheduled(chunk: Chunk, schedules: Sequence[Periods]) -> Iterator[tuple[Chunk, list[Periods]]]:
