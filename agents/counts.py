@@ -24,6 +24,8 @@ COUNTED: Final = {
     "active_hit": "rule_hits",
     "shadow_hit": "shadow_rule_hits",
     "capped_hit": "capped_rule_hits",
+    "list_hit": "list_hits",
+    "overruled": "overruled_decisions",
 }
 """Counters by the kind of `pipeline.engine.records.results.Result.counts`; the detail is their label."""
 COUNTED_BY_AGENT: Final = {"label": "labels", "dead_letter": "dead_letters", "quarantined": "quarantined"}

@@ -2,15 +2,19 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from pipeline.backtest.input.span import moment
 from pipeline.observability.terminal import printable
 from schemas.times import US_PER_DAY
 
 if TYPE_CHECKING:
+    from pipeline.backtest.metrics.bootstrap import Estimate
     from pipeline.backtest.metrics.rule_worth import RuleWorth
-    from pipeline.rules.trial import Estimate, Figures, HistoryExample
+    from pipeline.rules.trial import Figures, HistoryExample
+
+
+LEAKS: Final = "The lists are those of today: what was listed since then leaks into these figures."
 
 
 def figure_lines(code: str, figures: "Figures") -> Iterator[str]:
@@ -23,8 +27,7 @@ def figure_lines(code: str, figures: "Figures") -> Iterator[str]:
     yield printable(f"{code} from {first} to {last}: {figures.days} days, {figures.transactions:,} transactions")
     yield f"  hits: {figures.hits:,}, {_estimate(figures.hits_a_day)} a day"
     yield f"  unknown (NULL): {figures.null / figures.transactions:.2%} of the transactions"
-    if figures.not_computed:
-        yield f"  not computed: {figures.not_computed:,} transactions, from before a feature was declared"
+    yield from _not_computed(figures.not_computed)
     silent = figures.mature - figures.frauds - figures.legitimate
     yield (
         f"  mature hits: {figures.mature:,}, of which {figures.frauds:,} fraud, {figures.legitimate:,} legitimate, "
@@ -42,6 +45,13 @@ def figure_lines(code: str, figures: "Figures") -> Iterator[str]:
     yield from _counts("hit by other rules", figures.other_rules)
     yield from _counts("would hit but for", figures.near_misses)
     yield from _examples(figures.examples)
+    if figures.leaks:
+        yield f"  {LEAKS}"
+
+
+def _not_computed(transactions: int) -> Iterator[str]:
+    if transactions:
+        yield f"  not computed: {transactions:,} transactions, from before a feature was declared"
 
 
 def _estimate(estimate: "Estimate | None", *, share: bool = False) -> str:
@@ -79,6 +89,8 @@ def worth_lines(worth: "Sequence[RuleWorth]", now: datetime) -> Iterator[str]:
         yield (
             f"  hits: {rule.hits:,}, of {rule.mature:,} mature ones {rule.frauds:,} are fraud, {rule.money:,.2f} in all"
         )
+        yield from _not_computed(rule.not_computed)
+        yield f"  precision: {_estimate(rule.precision, share=True)}"
         yield (
             f"  found by nothing else: {rule.frauds_alone:,} frauds, {rule.money_alone:,.2f} in all, and "
             f"{rule.false_alone:,} false alerts"

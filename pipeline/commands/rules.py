@@ -10,7 +10,7 @@ import msgspec
 
 from pipeline.broker.running import ClusterNotFound
 from pipeline.commands.option_types import Moment
-from pipeline.commands.rule_figures import figure_lines, worth_lines
+from pipeline.commands.rule_figures import LEAKS, figure_lines, worth_lines
 from pipeline.commands.shared_options import (
     Cluster,
     F,
@@ -22,7 +22,7 @@ from pipeline.commands.shared_options import (
     user_name,
 )
 from pipeline.decision.rules import FILE_SUFFIX, Rule, RuleSet, condition_of
-from pipeline.expressions.trees import lines_of, lists_in
+from pipeline.expressions.trees import lines_of
 from pipeline.models.changes import ChangeAuthor
 from pipeline.models.rule_changes import (
     TESTED_DAYS,
@@ -104,20 +104,16 @@ def try_file(
     """
     rule, settings = _usable([read_rule(file)])[0], Settings()
     refuse_dropped([rule], settings)
-    leaks = bool(lists_in(condition_of(rule))) and (lists == "today" or Path(history).is_file())
-    figures = _figures(rule, history, settings, bootstrap, first=_day(start), end=_day(end), lists_of_today=leaks)
-    click.echo("\n".join(figure_lines(rule.code, figures)))
-    if leaks:
-        click.echo("  The lists are those of today: what was listed since then leaks into these figures.")
+    today, days = lists == "today", {"first": _day(start), "end": _day(end)}
+    figures = _show_figures(rule, history, settings, bootstrap, lists_of_today=today, **days)
     try:
         at = cluster(bootstrap)
     except ClusterNotFound:
         click.echo("Not recorded: no cluster is named, or none answers.")
         return
     changes = RuleChanges.on(*at, fence=False)
-    changes.record_test(
-        rule, figures.days, f"{history}, lists of today" if leaks else history, by or user_name() or "unknown"
-    )
+    source = f"{history}, lists of today" if figures.leaks else history
+    changes.record_test(rule, figures.days, source, by or user_name() or "unknown")
     click.echo(printable(f"Recorded as test {len(changes.tests(rule)) + 1} of {rule.code}."))
 
 
@@ -133,11 +129,11 @@ def report(history: str, start: datetime | None, end: datetime | None, bootstrap
     from pipeline.rules.set_report import SetReport
 
     changes = RuleChanges.on(*cluster(bootstrap), fence=False)
-    counted, since = (
-        SetReport(changes.rules),
-        {key: moment.isoformat(timespec="seconds") for key, moment in changes.since().items()},
-    )
+    counted = SetReport(changes.rules)
+    since = {key: moment.isoformat(timespec="seconds") for key, moment in changes.since().items()}
     found = read_history(counted, history, Settings(), lambda: cluster(bootstrap)[0])
+    if found.leaks:
+        click.echo(LEAKS, err=True)
     worth = counted.worth(found, since, first=_day(start), end=_day(end))
     print_facts(as_json, msgspec.to_builtins(worth), worth_lines(worth, datetime.now(UTC)))
 
@@ -214,8 +210,7 @@ def publish(rule: str, history: str | None, change: ChangeAuthor, at: Cluster) -
     _now_active(published)
     code = given if isinstance(given, str) else given.code
     if history and (found := published.find(code, active=False)):
-        figures = _figures(found, history, settings, bootstrap, held_out=True)
-        click.echo("\n".join(figure_lines(code, figures)))
+        _show_figures(found, history, settings, bootstrap, held_out=True)
 
 
 @command.command()
@@ -249,16 +244,19 @@ def adopt(change: ChangeAuthor, at: Cluster) -> None:
     _now_active(RuleChanges.on(*at()).adopt(change))
 
 
-def _figures(
+def _show_figures(
     rule: Rule, history: str, settings: Settings, bootstrap: str | None, *, lists_of_today: bool = False, **chosen: Any
 ) -> "Figures":
+    """Print the figures of a rule on a history, and return them."""
     # What reads a history is loaded where one is read.
     from pipeline.rules.histories import read_history
     from pipeline.rules.trial import Trial
 
     trial = Trial(rule)
     found = read_history(trial, history, settings, lambda: cluster(bootstrap)[0], lists_of_today=lists_of_today)
-    return trial.figures(found, **chosen)
+    figures = trial.figures(found, **chosen)
+    click.echo("\n".join(figure_lines(rule.code, figures)))
+    return figures
 
 
 def _day(time: datetime | None) -> int | None:

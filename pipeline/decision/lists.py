@@ -160,11 +160,17 @@ class ListSet:
     def __init__(self) -> None:
         self.version = self.change = ""
         self._lists: dict[str, _Entries] = {}
+        self._forgotten = 0
+        """Entries and removals that `forget` has taken out of the changes: so many may be missing."""
 
     @property
     def definitions(self) -> dict[str, ListDefinition]:
         """The lists, by name."""
         return {name: entries.definition for name, entries in self._lists.items()}
+
+    def kind(self, name: str) -> str:
+        """Return the kind of a list, by its name or the name by which decisions name its entry."""
+        return self._lists[name if name in self._lists else name.rpartition("/")[0]].definition.kind
 
     def __len__(self) -> int:
         return sum(len(entries.until_us) for entries in self._lists.values())
@@ -174,7 +180,7 @@ class ListSet:
         made = ListSet()
         manifest = read_manifest(payload)
         made.version, made.change = payload_digest(payload)[:VERSION_DIGITS], manifest.change
-        made._lists = dict(self._lists)
+        made._lists, made._forgotten = dict(self._lists), self._forgotten
         own: set[str] = set()
 
         def entries_of(name: str) -> _Entries:
@@ -185,9 +191,8 @@ class ListSet:
                 made._lists[name] = made._lists[name].copy()
             return made._lists[name]
 
-        forgotten = 0
         for change in changes:
-            forgotten += change.forgotten
+            made._forgotten += change.forgotten
             for definition in change.definitions:
                 check_definition(definition)
                 made._lists.setdefault(definition.name, _Entries(definition))
@@ -202,7 +207,7 @@ class ListSet:
                     entries.ids[entry.value] = entry_id(entry)
         for entries in (made._lists[name] for name in own):
             entries.check()
-        if len(made) != manifest.entries and not forgotten:
+        if len(made) != manifest.entries and not made._forgotten:
             raise ModelError(f"the lists have {len(made):,} entries, and should have {manifest.entries:,}")
         return made
 

@@ -28,6 +28,7 @@ from pipeline.models.publish import ControlWriter, ModelChange, VersionToPublish
 from pipeline.scoring.errors import ModelError
 from pipeline.scoring.payload import VERSION_DIGITS, payload_digest
 from pipeline.settings import Settings
+from schemas.codec import timestamp_us
 from schemas.messages import Assessment, ListChange, ListDefinition, ListEntry, VersionReference
 from schemas.times import US_PER_DAY
 
@@ -40,11 +41,6 @@ LATE_DAYS: Final = 37
 """Days behind its expiry for which an entry may still hold for late events that enter windows."""
 Traffic = Callable[[str], Counter[str | None]]
 """Counts the texts of a field among transactions of the last week."""
-
-
-def no_traffic(field: str) -> Counter[str | None]:
-    """Count no transactions, whatever the field."""
-    return Counter({field: 0})
 
 
 class WrittenChange(NamedTuple):
@@ -119,17 +115,17 @@ class ListChanges:
         writer: ControlWriter,
         log: ListLog,
         settings: Settings,
-        traffic: Traffic = no_traffic,
+        traffic: Traffic,
     ) -> None:
         self._published, self._writer, self._log, self._settings = published, writer, log, settings
         self._traffic = traffic
-        self.version, self._change = "", ""
-        if (payload := active_manifest(published)) is not None:
-            self.version, self._change = payload_digest(payload)[:VERSION_DIGITS], read_manifest(payload).change
+        self.version, self._change = _active_change(published)
         self.contents = ListContents(log.changes(self._change))
 
     @classmethod
-    def on(cls, bootstrap: str, settings: Settings, traffic: Traffic = no_traffic, *, fence: bool = True) -> Self:
+    def on(
+        cls, bootstrap: str, settings: Settings, traffic: Traffic = lambda _: Counter(), *, fence: bool = True
+    ) -> Self:
         """Read a cluster; ``fence`` takes the right to write on ``control`` before, to make a change."""
         writer = ControlWriter(bootstrap, settings)
         if fence:
@@ -197,18 +193,12 @@ class ListChanges:
         assessed, reference = matching[-1]
         what = f"change {reference.version} of the lists"
         refuse_proposer(self._published.history, assessed, author.by, self._writer.key_id, what)
-        change = read_manifest(_content(self._published, reference)).change
+        change = read_manifest(list_payload(self._published, reference)).change
         parts = [part for part in self._log.changes(change) if part.change == change]
-        merged = replace(
-            parts[0],
-            change="",
-            entries=[entry for part in parts for entry in part.entries],
-            forgotten=0,
-            part=0,
-            parts=1,
-        )
-        new = [each for each in merged.definitions if each.name not in self.contents.definitions]
-        return self._write(replace(merged, definitions=new), author, approves=reference.version)
+        entries = [entry for part in parts for entry in part.entries]
+        new = [each for each in parts[0].definitions if each.name not in self.contents.definitions]
+        merged = replace(parts[0], definitions=new, entries=entries, forgotten=0)
+        return self._write(merged, author, approves=reference.version)
 
     def forget(self, field: str, value: str, author: ChangeAuthor) -> int:
         """Take a value of a field out of all changes there ever were; return how many entries and removals had it."""
@@ -302,19 +292,15 @@ class ListChanges:
         return WrittenChange(version, len(after.entries), bool(why), why)
 
 
-def active_manifest(published: PublishedVersions) -> bytes | None:
-    """Return the content of the newest version of the lists that was activated; None where none was.
-
-    Raises:
-        ModelError: It cannot be read.
-    """
-    named = [each for event in published.history.activations for each in event.versions if each.name == LISTS]
-    if not named:
-        return None
-    return _content(published, named[-1])
+def activated_lists(published: PublishedVersions) -> list[tuple[int, VersionReference]]:
+    """Return the versions of the lists that were activated, oldest first, each with the time in microseconds."""
+    events = published.history.activations
+    pairs = ((timestamp_us(event.activated_at), named) for event in events for named in event.versions)
+    return [(activated_us, named) for activated_us, named in pairs if named.name == LISTS]
 
 
-def _content(published: PublishedVersions, reference: VersionReference) -> bytes:
+def list_payload(published: PublishedVersions, reference: VersionReference) -> bytes:
+    """Return the content of a version of the lists; raises `ModelError` where it cannot be read."""
     content = published.content(reference)
     if content is None:
         raise ModelError(f"the content of {reference.name} {reference.version} cannot be read on topic models")
@@ -323,6 +309,11 @@ def _content(published: PublishedVersions, reference: VersionReference) -> bytes
 
 def active_lists(bootstrap: str, settings: Settings, published: PublishedVersions) -> Mapping[str, ListDefinition]:
     """Return the lists of a cluster, by name."""
-    payload = active_manifest(published)
-    change = "" if payload is None else read_manifest(payload).change
-    return ListContents(ListLog(bootstrap, settings).changes(change)).definitions
+    return ListContents(ListLog(bootstrap, settings).changes(_active_change(published)[1])).definitions
+
+
+def _active_change(published: PublishedVersions) -> tuple[str, str]:
+    """Return the newest version of the lists that was activated, and its change; empty where none was."""
+    for _, reference in activated_lists(published)[-1:]:
+        return reference.digest[:VERSION_DIGITS], read_manifest(list_payload(published, reference)).change
+    return "", ""

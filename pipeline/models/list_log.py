@@ -6,21 +6,25 @@ nobody activated are skipped. A change is applied to what was loaded before, so 
 
 import hashlib
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
+from functools import cached_property
 from typing import Final
 
 import msgspec
+import numpy as np
 from msgspec.structs import replace
+from numpy.typing import NDArray
 
 from pipeline.decision.lists import NO_LISTS, ListSet, read_manifest
 from pipeline.kafka.cluster.log_offsets import Waiting, readable_range
 from pipeline.kafka.readers.replay_reader import RangeReader
 from pipeline.kafka.records.internal import OnRefused, TrustedRecords, not_counted
 from pipeline.scoring.errors import ModelError
+from pipeline.scoring.payload import VERSION_DIGITS
 from pipeline.settings import Settings
 from schemas.errors import UNREADABLE
-from schemas.messages import ListChange
+from schemas.messages import ListChange, VersionReference
 from schemas.records import Output, Record
 from schemas.topics import LISTS
 
@@ -29,6 +33,8 @@ _PART_BYTES: Final = 500_000
 _MISSING_S: Final = 10.0
 """Time for which parts are waited for: Kafka orders nothing between topics."""
 _LOOK_S: Final = 0.1
+_KEPT_VERSIONS: Final = 8
+"""Versions of a history that are kept, besides the empty one: the next one to build follows one of them."""
 
 
 class _PartHead(msgspec.Struct):
@@ -71,14 +77,15 @@ class ListLog:
         while True:
             base, end = self._built, self._readable_end()
             parts = self._read(self._end, end)
-            chain = None if self._end and _any_forgotten(parts) else _chain(parts, change, base.change)
+            forgotten = any(head.forgotten for of_change in parts.values() for head, _ in of_change.values())
+            chain = None if self._end and forgotten else _chain(parts, change, base.change)
             if chain is None and self._end:
                 base, parts = NO_LISTS, self._read(0, end)
                 chain = _chain(parts, change, base.change)
             if chain is not None:
                 break
             if time.monotonic() > deadline_s:
-                raise ModelError(f"topic {self._topic} lacks parts of change {change[:12]} or of one before it")
+                raise self.lacks(change)
             if self._waiting is not None:
                 self._waiting()
             time.sleep(_LOOK_S)
@@ -87,24 +94,28 @@ class ListLog:
 
     def changes(self, change: str) -> Iterator[ListChange]:
         """Yield the parts of the changes up to one, in order; raises `ModelError` where some are missing."""
-        chain = _chain(self._read(0, self._readable_end()), change, "")
+        chain = _chain(self.parts(), change, "")
         if chain is None:
-            raise ModelError(f"topic {self._topic} lacks parts of change {change[:12]} or of one before it")
+            raise self.lacks(change)
         yield from _decoded(chain)
 
     def forgotten(self, field: str, value: str) -> Iterator[ListChange]:
         """Yield the parts that hold a value of a field, without it: of all changes, activated or not."""
-        parts = [
-            _decode(value)
-            for of_change in self._read(0, self._readable_end()).values()
-            for _, value in of_change.values()
-        ]
+        parts = [_decode(value) for of_change in self.parts().values() for _, value in of_change.values()]
         names = {each.name for part in parts for each in part.definitions if each.field == field}
         for part in parts:
             entries = [entry for entry in part.entries if entry.list not in names or entry.value != value]
             removed = [pair for pair in part.removed if pair[0] not in names or pair[1] != value]
             if (count := len(part.entries) + len(part.removed) - len(entries) - len(removed)) > 0:
                 yield replace(part, entries=entries, removed=removed, forgotten=part.forgotten + count)
+
+    def parts(self) -> _Parts:
+        """Return the parts of all changes, activated or not."""
+        return self._read(0, self._readable_end())
+
+    def lacks(self, change: str) -> ModelError:
+        """Return the error of a change of which parts are missing."""
+        return ModelError(f"topic {self._topic} lacks parts of change {change[:12]} or of one before it")
 
     def _readable_end(self) -> int:
         return readable_range(self._bootstrap, self._settings, self._topic, 0, self._waiting).stop
@@ -122,6 +133,57 @@ class ListLog:
         with closing(reader):
             while records := reader.read_to(end):
                 yield from records
+
+
+class ListHistory:
+    """The versions of the lists in the order of their activation; used from one thread.
+
+    Args:
+        log: Reads ``lists``, once and where something was activated.
+        activated: Versions, and when each was activated, in microseconds since 1970.
+        payload: Returns the content of a version; raises `ModelError`.
+    """
+
+    def __init__(
+        self,
+        log: ListLog,
+        activated: Sequence[tuple[int, VersionReference]] = (),
+        payload: Callable[[VersionReference], bytes] = lambda _: b"",
+    ) -> None:
+        self._log, self._payload = log, payload
+        self._references = [reference for _, reference in activated]
+        # Clocks of several writers may differ a little; their order is that of the topic.
+        self._since_us = np.maximum.accumulate(np.array([since_us for since_us, _ in activated], np.int64))
+        self._built = {0: NO_LISTS}
+
+    def numbers(self, time_us: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Return the numbers of the versions that were active at some times; 0 stands for no lists."""
+        return np.searchsorted(self._since_us, time_us, "right")
+
+    def numbered(self, number: int) -> ListSet:
+        """Return a version by its number; -1 is the newest. Raises `ModelError` where it cannot be read."""
+        number %= len(self._references) + 1
+        if number not in self._built:
+            base = self._built[max(built for built in self._built if built < number)]
+            payload = self._payload(self._references[number - 1])
+            change = read_manifest(payload).change
+            if (chain := _chain(self._parts, change, base.change)) is None:
+                raise self._log.lacks(change)
+            self._built[number] = base.followed_by(payload, _decoded(chain))
+            if len(self._built) > _KEPT_VERSIONS + 1:
+                del self._built[[*self._built][1]]
+        return self._built[number]
+
+    def named(self, version: str) -> ListSet:
+        """Return a version by the name that decisions have; none of an empty name. Raises `ModelError`."""
+        digests = ["", *(reference.digest[:VERSION_DIGITS] for reference in self._references)]
+        if version not in digests:
+            raise ModelError(f"version {version} of the lists was never activated on this cluster")
+        return self.numbered(digests.index(version))
+
+    @cached_property
+    def _parts(self) -> _Parts:
+        return self._log.parts()
 
 
 def change_parts(change: ListChange) -> list[ListChange]:
@@ -146,10 +208,6 @@ def change_parts(change: ListChange) -> list[ListChange]:
 def part_record(part: ListChange) -> Output:
     """Return the record of a part."""
     return Output(LISTS, f"{part.change}/{part.part}".encode(), _encode(part))
-
-
-def _any_forgotten(parts: _Parts) -> bool:
-    return any(head.forgotten for of_change in parts.values() for head, _ in of_change.values())
 
 
 def _chain(parts: _Parts, change: str, known: str) -> list[list[bytes]] | None:

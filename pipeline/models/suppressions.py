@@ -4,7 +4,7 @@ A cap counts over all partitions, so that one process keeps it, as `pace` keeps 
 change of the lists, which decisions name. A restore and a replay count nothing anew.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Generator, Iterable
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Final
@@ -99,7 +99,7 @@ class SuppressedHits:
 
 def keep_caps(
     bootstrap: str, settings: Settings, stopped: Callable[[], bool], *, once: bool = False
-) -> list[tuple[str, Suppressed]]:
+) -> Generator[tuple[str, Suppressed], None, None]:
     """Follow ``decisions``, and end suppressions whose suppressed hits have reached their caps.
 
     Args:
@@ -108,32 +108,34 @@ def keep_caps(
         stopped: Asked again and again; true to end.
         once: End once what was committed before the call is counted.
 
-    Returns:
-        The names of the suppressions that were ended, and what each had hidden.
+    Yields:
+        The name of each suppression once it was ended, and what it had hidden.
     """
-    changes = ListChanges.on(bootstrap, settings, fence=False)
-    first_us = min((entry.added_us for _, entry in changes.contents.suppressions().values()), default=None)
+    caps = ListChanges.on(bootstrap, settings, fence=False).contents.suppressions()
+    first_us = min((entry.added_us for _, entry in caps.values()), default=None)
     # No decision by an entry is older than the entry, but clocks differ a little.
     since_ms = -1 if first_us is None else max(first_us - US_PER_HOUR, 0) // US_PER_MS
     starts = {} if since_ms < 0 else starts_at(bootstrap, settings.topic(DECISIONS.name), since_ms, settings=settings)
     follower, hits = TopicFollower(bootstrap, settings, DECISIONS), SuppressedHits()
-    ended: list[tuple[str, Suppressed]] = []
+    known = {*caps}
+    """Names that the lists that were read last had, or have no more: a name has one cap."""
     try:
         follower.start(starts)
         is_new = hits.add(follower.read_committed(lambda: None))
         while True:
             if is_new:
                 totals = hits.totals()
-                changes = ListChanges.on(bootstrap, settings, fence=False)
-                caps = changes.contents.suppressions()
-                reached = [
-                    name for name, (cap, _) in caps.items() if name in totals and totals[name].amount_minor >= cap
-                ]
+                if totals.keys() - known:
+                    caps = ListChanges.on(bootstrap, settings, fence=False).contents.suppressions()
+                    known |= {*totals, *caps}
+                reached = [name for name in caps if name in totals and totals[name].amount_minor >= caps[name][0]]
                 if reached:
                     author = ChangeAuthor("lists caps", "Suppressed hits have reached the cap.")
-                    ended += [(name, totals[name]) for name in ListChanges.on(bootstrap, settings).end(reached, author)]
+                    changes = ListChanges.on(bootstrap, settings)
+                    yield from ((name, totals[name]) for name in changes.end(reached, author))
+                    caps = changes.contents.suppressions()
             if once or stopped():
-                return ended
+                return
             is_new = hits.add(follower.poll(_POLL_S))
     finally:
         follower.close()

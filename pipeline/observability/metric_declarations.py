@@ -47,12 +47,26 @@ WORKER_METRICS: Final[Mapping[str, MetricDeclaration]] = {
     "records_consumed": _counter("agent topic", "Records that the agent has read from the topic and committed."),
     "decisions": _counter("action", "Decisions, by `allow` or `alert`.", "allow alert"),
     "alerts": _counter(
-        "selection", "Alerts, by what selected the transaction: `score`, `rule` or `audit`.", "score rule audit"
+        "selection",
+        "Alerts, by what selected the transaction: `score`, `rule`, `audit` or `list`.",
+        "score rule audit list",
     ),
     "rule_hits": _counter("rule", "Hits of active rules, by the rule's code: those that alert, and those that tag."),
     "shadow_rule_hits": _counter("rule", "Hits of rules in shadow, by the rule's code; they raise nothing."),
     "capped_rule_hits": _counter(
         "rule", "Hits of active rules that raise nothing, since their partition has reached the rule's cap of the hour."
+    ),
+    "list_hits": _counter(
+        "kind",
+        "Decisions about transactions with an entry of a list, by the list's kind: `block`, `suppress`, `allow` or "
+        "`watch`. Suppressions of rules count among the next ones alone.",
+        "block suppress allow watch",
+    ),
+    "overruled_decisions": _counter(
+        "kind",
+        "Decisions in which a list has overruled what would have decided: alerts of the score and of rules, and of "
+        "block lists what suppressions and allow lists say. By the list's kind.",
+        "block suppress allow",
     ),
     "rule_stopped": _gauge("rule", "1 for a rule that the breaker has stopped, 0 for an active one."),
     "dead_letters": _counter(

@@ -2,7 +2,7 @@
 
 import sys
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
@@ -18,7 +18,7 @@ from pipeline.backtest.api import Backtest
 from pipeline.backtest.input.acceptance import Acceptance
 from pipeline.backtest.labels.final_labels import FinalLabels
 from pipeline.backtest.runner.model_library import ModelLibrary
-from pipeline.decision.lists import NO_LISTS, ListSet
+from pipeline.decision.lists import NO_LISTS
 from pipeline.decision.rule_program import CodedTexts, Texts
 from pipeline.decision.rules import COLUMNS, reader
 from pipeline.engine.records.columns import digest_keys, name_keys
@@ -31,6 +31,7 @@ from pipeline.features.catalogue import ACTIVE, FEATURES
 from pipeline.features.feature_set import is_comparable
 from pipeline.history import table_columns
 from pipeline.learning.labels import FRAUD, KNOWN, LEGITIMATE, NOTHING
+from pipeline.models.list_log import ListHistory
 from pipeline.rules.hits import Counted, HitHistory, Hits
 from pipeline.scoring.kinds import KINDS
 from pipeline.settings import Settings
@@ -73,17 +74,18 @@ def read_history(
         UnusableSource: The file cannot be read.
         RegistryError: A file has no scores, and the registry has no active model that gives them.
     """
-    path, library = Path(history), ModelLibrary(settings, cluster()) if counted.lists else None
-    of_today = library is not None and (lists_of_today or path.is_file())
-    lists = _Lists(library.lists() if library is not None and of_today else None, library)
+    path = Path(history)
+    leaks = counted.lists and (lists_of_today or path.is_file())
+    versions = ModelLibrary(settings, cluster() if counted.lists else None).list_history
+    lists = _Lists(versions, of_today=leaks or not counted.lists)
     if history == TOPICS:
         with tempfile.TemporaryDirectory() as directory:
             wanted = [named(name, settings.topics) for name in _topics(counted, settings)]
             TopicExport(cluster(), settings, Path(directory), wanted).run()
-            return _on_export(counted, Path(directory), settings, lists)
-    if path.is_dir():
-        return _on_export(counted, path, settings, lists)
-    return _on_file(counted, path, settings, lists)
+            found = _on_export(counted, Path(directory), settings, lists)
+    else:
+        found = (_on_export if path.is_dir() else _on_file)(counted, path, settings, lists)
+    return found._replace(leaks=leaks)
 
 
 def _topics(counted: Counted, settings: Settings) -> list[str]:
@@ -203,17 +205,17 @@ class _Lists:
     """The lists that decisions were made by.
 
     Args:
-        today: Lists to read in their place.
-        library: Has the lists that decisions name; None where no rule reads any.
+        history: The versions of the cluster's lists.
+        of_today: Read the newest in their place.
     """
 
-    def __init__(self, today: ListSet | None, library: ModelLibrary | None) -> None:
-        self.today, self._library = today, library
+    def __init__(self, history: ListHistory, *, of_today: bool) -> None:
+        self.today, self._history = history.numbered(-1) if of_today else None, history
         self._keys, self._versions = np.empty(0, np.int64), np.empty(0, object)
 
     def find(self, directory: Path) -> None:
         """Find the versions that exported decisions name, where they are asked for."""
-        if self._library is None or self.today is not None:
+        if self.today is not None:
             return
         keys, versions = [self._keys], [self._versions]
         for rows in _tables(directory, DECISIONS.name, [*_SOURCE, _LISTS_VERSION], "event_time"):
@@ -233,17 +235,12 @@ class _Lists:
         # A position may be there twice, and the last decision of it counts.
         at = (np.searchsorted(self._keys, key, "right") - 1).clip(min=0)
         versions = np.where(self._keys[at] == key, self._versions[at], "")
-        found = np.empty(len(key))
-        for version in set(versions.tolist()):
+        found, field = np.empty(len(key)), test[1][1]
+        for version in dict.fromkeys(versions.tolist()):
             rows = np.flatnonzero(versions == version)
-            held = NO_LISTS if self._library is None else self._library.named_lists(version)
-            found[rows] = held.truth(test, partial(_texts_of, texts, rows.tolist()), event_time_us[rows])
+            of_rows = {field: [texts[field][row] for row in rows.tolist()]}
+            found[rows] = self._history.named(version).truth(test, of_rows.__getitem__, event_time_us[rows])
         return found
-
-
-def _texts_of(texts: Mapping[str, Texts], rows: Sequence[int], name: str) -> Texts:
-    column = texts[name]
-    return [column[row] for row in rows]
 
 
 def _coded_texts(rows: pa.Table, name: str) -> Texts:

@@ -1,11 +1,16 @@
 """Transactions that rules hit, as every history gives them."""
 
-from typing import Any, NamedTuple, Protocol
+from abc import ABC, abstractmethod
+from collections.abc import Collection, Iterable, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.decision.rule_program import Read
+from pipeline.decision.rules import SCORES, TEXTS
+from pipeline.expressions.trees import Condition, fields_in, lists_in
+from schemas.times import US_PER_DAY
 
 
 class Hits(NamedTuple):
@@ -39,31 +44,30 @@ class HitHistory(NamedTuple):
     """Age from which a hit counts as legitimate if it has no label."""
     kernels: frozenset[int]
     """Numbers of the kernel versions whose features mean what they mean here."""
+    leaks: bool = False
+    """True if rules have read the lists of today: what was listed since then leaks into the figures."""
 
 
-class Counted(Protocol):
-    """Rules that count a history, part by part, in any order."""
+class Counted(ABC):
+    """Rules that count a history, part by part, in any order.
 
-    @property
-    def texts(self) -> list[str]:
-        """Names of the texts that they read."""
-        ...
+    Args:
+        conditions: What the rules are.
+    """
 
-    @property
-    def scores(self) -> list[str]:
-        """Names of the scores that they read."""
-        ...
+    def __init__(self, conditions: Sequence[Condition]) -> None:
+        names = frozenset().union(*map(fields_in, conditions))
+        self.texts, self.scores = sorted(names & TEXTS), sorted(names & {*SCORES})
+        self.features = sorted(names - TEXTS - {*SCORES})
+        self.lists = any(map(lists_in, conditions))
+        """True if the rules look something up in a list."""
+        self._days: dict[tuple[int, int], NDArray[np.int64]] = {}
+        """Counts by kernel and day."""
+        self._computed: set[tuple[int, str]] = set()
+        """Features of which a kernel has given a value."""
+        self._last_event_us = 0
 
-    @property
-    def features(self) -> list[str]:
-        """Names of the features that they read."""
-        ...
-
-    @property
-    def lists(self) -> bool:
-        """True if they look something up in a list."""
-        ...
-
+    @abstractmethod
     def take(
         self, read: Read, event_time_us: NDArray[np.int64], kernel: NDArray[np.int64], transaction_id: Any
     ) -> NDArray[np.intp]:
@@ -75,4 +79,35 @@ class Counted(Protocol):
             kernel: Number of the kernel version that computed each, shape (n,).
             transaction_id: Returns the name of a row's transaction.
         """
-        ...
+
+    def _count(
+        self, counted: NDArray[np.bool_], read: Read, event_time_us: NDArray[np.int64], kernel: NDArray[np.int64]
+    ) -> None:
+        """Count at least one transaction, by the kernel version that computed its features and by day.
+
+        Args:
+            counted: What is counted: shape (counts, n); the first row is true.
+            read: Returns a feature by its name.
+            event_time_us: Shape (n,).
+            kernel: Shape (n,).
+        """
+        day, first = event_time_us // US_PER_DAY, int(event_time_us.min() // US_PER_DAY)
+        width = int(day.max()) - first + 1
+        cell = kernel * width + day - first
+        counts = np.array([np.bincount(cell[row], minlength=cell.max() + 1) for row in counted])
+        for number in np.flatnonzero(counts[0]).tolist():
+            key = number // width, first + number % width
+            self._days[key] = self._days.get(key, 0) + counts[:, number].astype(np.int64)
+        for name in self.features:
+            self._computed |= {(number, name) for number in np.unique(kernel[~np.isnan(read(name))]).tolist()}
+        self._last_event_us = max(self._last_event_us, int(event_time_us.max()))
+
+    def _usable(self, kernels: frozenset[int], features: Collection[str]) -> list[int]:
+        """Return the kernels that have computed all of some features; what others say of these was not computed."""
+        return [kernel for kernel in sorted(kernels) if all((kernel, name) in self._computed for name in features)]
+
+
+def day_span(counts: Iterable[tuple[int, int]]) -> tuple[int, int] | None:
+    """Return the first day among kernels and days, and the number of days to the last; None where there is none."""
+    known = {day for _, day in counts}
+    return (min(known), max(known) - min(known) + 1) if known else None

@@ -4,18 +4,20 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+from msgspec.structs import replace
 from numpy.typing import NDArray
 
+from pipeline.backtest.metrics.bootstrap import Estimate, day_estimates
 from pipeline.backtest.metrics.rule_worth import RuleHits, RuleWorth, rule_worth
 from pipeline.decision.policy import BY_SCORE
 from pipeline.decision.rule_program import Read
-from pipeline.decision.rules import SCORES, RuleSet, condition_of
-from pipeline.expressions.trees import fields_in, lists_in
-from pipeline.rules.hits import HitHistory
+from pipeline.decision.rules import RuleSet, condition_of
+from pipeline.expressions.trees import fields_in
+from pipeline.rules.hits import Counted, HitHistory, day_span
 from schemas.times import US_PER_DAY
 
 
-class SetReport:
+class SetReport(Counted):
     """The hits of the rules of a set that are evaluated, part by part, in any order.
 
     Args:
@@ -23,23 +25,20 @@ class SetReport:
     """
 
     def __init__(self, rules: RuleSet) -> None:
+        super().__init__([condition_of(rule) for rule in rules.evaluated])
         self._rules = rules
-        names = frozenset().union(*(fields_in(condition_of(rule)) for rule in rules.evaluated))
-        self.texts, self.scores = [*rules.texts], sorted(names & {*SCORES})
-        self.features = sorted(names.difference(self.texts, SCORES))
-        self.lists = any(lists_in(condition_of(rule)) for rule in rules.evaluated)
         self._hits = [np.empty((len(rules.evaluated), 0), np.bool_)]
-        self._last_event_us = 0
 
     def take(
         self, read: Read, event_time_us: NDArray[np.int64], kernel: NDArray[np.int64], transaction_id: Any
     ) -> NDArray[np.intp]:
         """Count n transactions, and return the rows that a rule hits; see `pipeline.rules.hits.Counted`."""
-        del kernel, transaction_id
-        if not len(event_time_us) or not self._rules.evaluated:
+        del transaction_id
+        if not (n := len(event_time_us)) or not self._rules.evaluated:
             return np.empty(0, np.intp)
-        self._last_event_us = max(self._last_event_us, int(event_time_us.max()))
-        found = self._rules.program.hits(read, len(event_time_us))
+        columns = {name: read(name) for name in self.features}
+        self._count(np.ones((1, n), np.bool_), columns.__getitem__, event_time_us, kernel)
+        found = self._rules.program.hits(lambda name: columns[name] if name in columns else read(name), n)
         rows = np.flatnonzero(found.any(axis=0))
         self._hits.append(found[:, rows])
         return rows
@@ -60,12 +59,34 @@ class SetReport:
             first: First day, in days since 1970; None: that of the history.
             end: Day to end before, likewise.
         """
-        hits, maturity_us, kernels = history
-        day = hits.event_time_us // US_PER_DAY
-        chosen = np.isin(hits.kernel, [*kernels]) & (day >= (day if first is None else first))
-        chosen &= day < (day + 1 if end is None else end)
-        found = np.concatenate(self._hits, axis=1) & chosen
-        row, rule = np.nonzero(found.T)
+        hits, maturity_us, kernels, _ = history
+        rules, day = self._rules.evaluated, hits.event_time_us // US_PER_DAY
+        days = range(first or 0, self._last_event_us // US_PER_DAY + 1 if end is None else end)
+        inside = {key: int(rows[0]) for key, rows in self._days.items() if key[1] in days}
         mature = hits.event_time_us <= self._last_event_us - maturity_us
-        pairs = RuleHits(self._rules.evaluated, row, rule)
-        return rule_worth(pairs, hits.selection == BY_SCORE, hits.fraud, mature, hits.amount, since)
+        found = np.concatenate(self._hits, axis=1) & (day >= days.start) & (day < days.stop)
+        figures: dict[tuple[str, str], dict[str, Any]] = {}
+        for number, rule in enumerate(rules):
+            usable = self._usable(kernels, fields_in(condition_of(rule)) & {*self.features})
+            found[number] &= np.isin(hits.kernel, usable)
+            span = day_span(key for key in inside if key[0] in usable)
+            figures[rule.code, rule.state] = {
+                "precision": span and _precision(found[number] & mature, hits.fraud, day - span[0], span[1]),
+                "not_computed": sum(rows for (kernel, _), rows in inside.items() if kernel not in usable),
+            }
+        pairs = RuleHits(rules, *np.nonzero(found.T))
+        worth = rule_worth(pairs, hits.selection == BY_SCORE, hits.fraud, mature, hits.amount, since)
+        return [replace(each, **figures[each.code, each.state]) for each in worth]
+
+
+def _precision(
+    chosen: NDArray[np.bool_], fraud: NDArray[np.bool_], day: NDArray[np.int64], width: int
+) -> Estimate | None:
+    """Return the share of frauds among chosen hits of the days from 0 to ``width``."""
+    by_day = np.array([np.bincount(day[rows], minlength=width) for rows in (chosen & fraud, chosen)])
+
+    def statistics(drawn: NDArray[np.float64]) -> NDArray[np.float64]:
+        frauds, old = by_day @ drawn
+        return np.array([frauds / old if old else np.nan])
+
+    return day_estimates(statistics, width)[0]

@@ -8,16 +8,15 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.backtest.metrics.bootstrap import interval, resampled
+from pipeline.backtest.metrics.bootstrap import Estimate, day_estimates
 from pipeline.decision.rule_program import Read, RuleProgram
-from pipeline.decision.rules import FIELDS, SCORES, TEXTS, Rule, condition_of
-from pipeline.expressions.trees import Condition, Node, fields_in, lists_in, text_of
-from pipeline.rules.hits import HitHistory, Hits
+from pipeline.decision.rules import FIELDS, Rule, condition_of
+from pipeline.expressions.trees import Condition, Node, text_of
+from pipeline.rules.hits import Counted, HitHistory, Hits, day_span
 from schemas.times import US_PER_DAY
 
 HELD_OUT_DAYS: Final = 14
 """Newest days of a history, which only `rules publish` shows: who edits a rule until they look good has none left."""
-_REPLICATES: Final = 1_000
 _EXAMPLES: Final = 5
 _ROWS, _HITS, _NULL, _NEAR = range(4)
 """Counts of a day; from the last one on, near misses by the part that does not hold."""
@@ -33,14 +32,6 @@ class HistoryExample(msgspec.Struct, frozen=True):
     fails: str = ""
     """The part that does not hold; empty of a hit."""
     kernel: int = 0
-
-
-class Estimate(msgspec.Struct, frozen=True):
-    """A figure with its 95 % interval, by days."""
-
-    value: float
-    low: float
-    high: float
 
 
 class Figures(msgspec.Struct, frozen=True, kw_only=True):
@@ -79,9 +70,11 @@ class Figures(msgspec.Struct, frozen=True, kw_only=True):
     other_rules: dict[str, int]
     """Hits that other rules hit too, by their codes, the most frequent first."""
     examples: tuple[HistoryExample, ...]
+    leaks: bool
+    """As in `HitHistory`."""
 
 
-class Trial:
+class Trial(Counted):
     """The counts of a rule over a history, part by part, in any order.
 
     Args:
@@ -90,20 +83,13 @@ class Trial:
 
     def __init__(self, rule: Rule) -> None:
         self.rule, condition = rule, condition_of(rule)
-        names = fields_in(condition)
-        self.texts, self.scores = sorted(names & TEXTS), sorted(names & {*SCORES})
-        self.features, self.lists = sorted(names - TEXTS - {*SCORES}), bool(lists_in(condition))
+        super().__init__([condition])
         parts = [*_parts(condition.root)]
         self._parts = [text_of(Condition(part)) for part in parts] if len(parts) > 1 else []
         without = [_joined([*parts[:at], *parts[at + 1 :]]) for at in range(len(self._parts))]
         roots: list[Node] = [condition.root, ("not", condition.root), *without]
         self._program = RuleProgram([Condition(root) for root in roots], FIELDS)
-        self._days: dict[tuple[int, int], NDArray[np.int64]] = {}
-        """Counts by kernel and day."""
-        self._computed: Counter[tuple[int, str]] = Counter()
-        """Values by kernel and feature."""
         self._examples: list[HistoryExample] = []
-        self.last_event_us = 0
 
     def take(
         self, read: Read, event_time_us: NDArray[np.int64], kernel: NDArray[np.int64], transaction_id: Any
@@ -115,20 +101,9 @@ class Trial:
         found = self._program.hits(lambda name: columns[name] if name in columns else read(name), n)
         hit, near = found[0], found[2:] & ~found[0]
         counted = np.vstack([np.ones(n, np.bool_), hit, ~(hit | found[1]), near])
-        day, first = event_time_us // US_PER_DAY, int(event_time_us.min() // US_PER_DAY)
-        width = int(day.max()) - first + 1
-        cell = kernel * width + day - first
-        counts = np.array([np.bincount(cell[row], minlength=cell.max() + 1) for row in counted])
-        for number in np.flatnonzero(counts[_ROWS]).tolist():
-            key = number // width, first + number % width
-            before = self._days.get(key, np.zeros(len(counts), np.int64))
-            self._days[key] = before + counts[:, number].astype(np.int64)
-        for name in self.features:
-            values = np.bincount(kernel[~np.isnan(columns[name])])
-            self._computed.update({(number, name): count for number, count in enumerate(values.tolist()) if count})
-        self.last_event_us = max(self.last_event_us, int(event_time_us.max()))
+        self._count(counted, columns.__getitem__, event_time_us, kernel)
         for fails, rows in zip(["", *self._parts], [hit, *near], strict=True):
-            for row in _last_of_days(day, rows).tolist():
+            for row in _last_of_days(event_time_us // US_PER_DAY, rows).tolist():
                 values_read = {name: _plain(column[row]) for name, column in columns.items()}
                 at_us, name, number = int(event_time_us[row]), transaction_id(row), int(kernel[row])
                 self._examples.append(HistoryExample(at_us, name, values_read, fails, number))
@@ -145,21 +120,18 @@ class Trial:
             first: First day, in days since 1970; None: that of the history.
             end: Day to end before, likewise.
         """
-        hits, maturity_us, kernels = history
-        cut = self.last_event_us // US_PER_DAY + 1 - HELD_OUT_DAYS
-        usable = [kernel for kernel in sorted(kernels) if all(self._computed[kernel, name] for name in self.features)]
-        begin, last = (
-            (cut, cut + HELD_OUT_DAYS) if held_out else (min((day for _, day in self._days), default=cut), cut)
-        )
-        days = range(begin if first is None else max(begin, first), last if end is None else min(last, end))
+        hits, maturity_us, kernels, leaks = history
+        usable = self._usable(kernels, self.features)
+        cut = self._last_event_us // US_PER_DAY + 1 - HELD_OUT_DAYS
+        shown = range(cut, cut + HELD_OUT_DAYS) if held_out else range(cut)
+        days = range(max(shown.start, first or 0), shown.stop if end is None else min(shown.stop, end))
         inside = {key: counts for key, counts in self._days.items() if key[1] in days}
         computed = {key: counts for key, counts in inside.items() if key[0] in usable}
-        known = sorted({day for _, day in computed})
-        begins, width = (known[0], known[-1] - known[0] + 1) if known else (cut, 0)
+        begins, width = day_span(computed) or (cut, 0)
         totals = sum(computed.values(), np.zeros(_NEAR + len(self._parts), np.int64)).tolist()
         day = hits.event_time_us // US_PER_DAY
         hits = hits.take(np.isin(hits.kernel, usable) & (day >= days.start) & (day < days.stop))
-        mature = hits.event_time_us <= self.last_event_us - maturity_us
+        mature = hits.event_time_us <= self._last_event_us - maturity_us
         fraud, new = mature & hits.fraud, hits.selection == None  # noqa: E711 (element by element)
         examples = [
             example
@@ -188,6 +160,7 @@ class Trial:
             selected=dict(sorted(Counter(hits.selection[~new].tolist()).items())),
             other_rules=dict(others.most_common()),
             examples=tuple(_newest(examples)),
+            leaks=leaks,
             **estimates,
         )
 
@@ -243,9 +216,4 @@ def _estimates(
         hit, old, frauds, money, fresh = by_day @ drawn
         return np.array([hit / width, frauds / old if old else np.nan, money / width, fresh / width])
 
-    values = statistics(np.ones(width))
-    ends = [interval(column) for column in resampled(statistics, width, _REPLICATES, 0).T]
-    return {
-        name: None if end is None or np.isnan(value) else Estimate(float(value), *end)
-        for name, value, end in zip(names, values.tolist(), ends, strict=True)
-    }
+    return dict(zip(names, day_estimates(statistics, width), strict=True))

@@ -3,6 +3,9 @@
 import csv
 import re
 import secrets
+from contextlib import closing
+from datetime import UTC, datetime
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +14,16 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from pipeline.backtest.report import build_report
 from pipeline.decision.lists import ListSet
 from pipeline.models.library import PublishedVersions
 from pipeline.models.list_changes import ListChanges
 from pipeline.models.list_log import ListLog
+from pipeline.models.suppressions import keep_caps
 from pipeline.protection.tokens import CARD_ID, TokenKeys
 from schemas.messages import Alert, Decision
 from schemas.topics import ACCEPTED_LABELS, ALERTS, CONTROL, LISTS
-from tests.helpers.backtest_inputs import backtest_of
+from tests.helpers.backtest_inputs import backtest_of, simulated_days, with_a_champion
 from tests.helpers.champion import policy
 from tests.helpers.logs import after
 from tests.helpers.topics import Cluster, Starter, once
@@ -169,6 +174,49 @@ def test_an_entry_holds_by_the_time_of_the_transaction_and_rules_read_it(
     assert "home  watch  country  text  entries: 1" in cluster.command("lists", "show", code=0).output
 
 
+def test_a_backtest_by_time_decides_by_the_lists_of_each_transaction(cluster: Cluster, start: Starter) -> None:
+    cluster.publish(policy(0.999))
+
+    def now(number: int, country: str) -> None:
+        cluster.buy(number, datetime.now(UTC), card_id=f"c{number % 7}", country=country)
+
+    now(0, "DE")
+    cluster.flush()
+    cluster.command("lists", "add", "bad", "DE", "--kind", "block", "--field", "country", *WHY, code=0)
+    worker = start(cluster.settings)
+    worker.until(lambda: len(cluster.decisions()) == 1)
+    for number in range(1, 40):
+        now(number, ("DE", "FR")[number % 2])
+    cluster.flush()
+    worker.until(lambda: len(cluster.decisions()) == 40)
+    second = version_of(cluster.command("lists", "add", "bad", "FR", *WHY, code=0).output)
+    worker.until(lambda: f"lists version {second} is active" in worker.output)
+    for number in range(40, 80):
+        now(number, ("DE", "FR")[number % 2])
+    cluster.flush()
+    worker.until(lambda: len(cluster.decisions()) == 80)
+    cluster.command("lists", "remove", "bad", "DE", *WHY, code=0)
+    assert worker.stop() == 0, worker.output
+    live = {decision.transaction_id: decision for decision in cluster.decisions()}
+    # The first one was decided late, when the list was there already.
+    for order, before, same in (("event-time", 1, {*live} - {"t0"}), ("recorded", 0, {*live})):
+        parts: list[pd.DataFrame] = []
+        backtest = backtest_of(order=order, models=["active"], thresholds=[0.999, 0.9999], settings=cluster.settings)
+        backtest.each(lambda _, made, kept=parts: kept.append(made.frame()))  # type: ignore[misc]
+        found = pd.concat(parts)
+        assert len(found) == 160
+        for row in found[found["transaction_id"].isin(same)].itertuples():
+            decision = live[row.transaction_id]
+            assert row.lists_version == decision.versions.lists != ""
+            assert [*row.list_hits] == (decision.list_hits or [])
+            assert row.action == decision.action
+        assert (found["action"] == "alert").sum() == 2 * (60 - before)
+        assert (found["lists_version"] == "").sum() == 2 * before
+    content = build_report(backtest_of(models=["active"], settings=cluster.settings).run()).content
+    assert content.parameters["lists"] == "then"
+    assert content.variants[0].models["lists"].count(",") == 2, "none, and the two that decided"
+
+
 def test_a_rule_is_tested_by_the_lists_of_each_decision(cluster: Cluster, start: Starter, tmp_path: Path) -> None:
     cluster.publish(policy(0.999))
     cluster.command("lists", "add", "home", "FR", "--kind", "watch", "--field", "country", *WHY, code=0)
@@ -193,7 +241,14 @@ def test_a_rule_is_tested_by_the_lists_of_each_decision(cluster: Cluster, start:
     assert "leaks" not in shown
     shown = cluster.command("rules", "test", str(rule), "--on", "topics", "--lists", "today", code=0).output
     assert "  hits: 0, " in shown
-    assert "what was listed since then leaks into these figures" in shown
+    leaks = "what was listed since then leaks into these figures"
+    assert leaks in shown
+    assert leaks not in cluster.command("rules", "report", "--on", "topics", code=0).output
+    with_a_champion(cluster.settings.data_dir)
+    simulated_days(20).to_parquet(file := tmp_path / "file.parquet")
+    assert leaks in cluster.command("rules", "report", "--on", str(file), code=0).output
+    cluster.command("rules", "retire", "abroad", *WHY, code=0)
+    assert leaks in cluster.command("rules", "publish", str(rule), "--on", str(file), *WHY, code=0).output
 
 
 def test_forgetting_a_card_takes_its_entries_out_of_every_change(
@@ -266,7 +321,9 @@ def test_allow_entries_end_and_a_second_person_approves_where_one_is_asked_for(c
     assert ("m1" in shown, "m2" in shown) == (False, True)
 
 
-def test_what_suppressions_hide_is_counted_to_the_cent_and_ends_at_its_cap(cluster: Cluster, start: Starter) -> None:
+def test_what_suppressions_hide_is_counted_to_the_cent_and_ends_at_its_cap(
+    cluster: Cluster, start: Starter, monkeypatch: pytest.MonkeyPatch
+) -> None:
     cluster.publish(policy(ALL))
     options = ("--kind", "suppress", "--for", "365d", "--cap", "400.00")
     cluster.command("lists", "add", "quiet", "c1", "c2", "--field", "card_id", *options, *WHY, code=0)
@@ -301,14 +358,22 @@ def test_what_suppressions_hide_is_counted_to_the_cent_and_ends_at_its_cap(clust
     assert again.comparison is not None
     assert (again.comparison.compared, again.comparison.differences) == (60, [])
     over = {name for name, total in missed.items() if total["amount_minor"] >= 40_000}
-    ended = cluster.command("lists", "caps", "--once", code=0).output
-    assert {line.split()[0] for line in ended.splitlines()} == over
     assert 0 < len(over) < 3
+    fences = list[bool]()
+    read = ListChanges.on
+    monkeypatch.setattr(
+        ListChanges, "on", lambda *given, fence=True: (fences.append(fence), read(*given, fence=fence))[1]
+    )
+    # Nobody stops it: what has ended is said at once.
+    with closing(keep_caps(cluster.bootstrap, cluster.settings, lambda: False)) as keeping:
+        assert {name for name, _ in islice(keeping, len(over))} == over
+    assert fences == [False, True], "once at the start, and once behind the fence"
+    monkeypatch.undo()
     assert cluster.command("lists", "caps", "--once", code=0).output == ""
     version = ListChanges.on(cluster.bootstrap, cluster.settings, fence=False).version
     worker.until(lambda: f"lists version {version} is active" in worker.output)
     for number in range(60, 90):
-        cluster.buy(number, after(seconds=number), card_id=f"c{number % 4}", merchant_id=f"m{number % 3}", amount=1.0)
+        cluster.buy(number, after(seconds=number), card_id=f"c{number % 4}", merchant_id=f"m{number % 3}", amount=99.5)
     cluster.flush()
     worker.until(lambda: len(cluster.decisions()) == 90)
     assert worker.stop() == 0, worker.output
@@ -316,3 +381,6 @@ def test_what_suppressions_hide_is_counted_to_the_cent_and_ends_at_its_cap(clust
     names = {name for decision in late for name in decision.overruled or {}}
     assert names.isdisjoint(over)
     assert names
+    ended = cluster.command("lists", "caps", "--once", code=0).output
+    assert {line.split()[0] for line in ended.splitlines()} == names
+    assert "has ended: hits of" in ended

@@ -5,8 +5,9 @@ holds (the cluster bootstrap: Davison and Hinkley, "Bootstrap Methods and their 
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -16,6 +17,17 @@ class ConfidenceInterval(NamedTuple):
 
     low: float
     high: float
+
+
+class Estimate(msgspec.Struct, frozen=True):
+    """A figure with its 95 % interval, by days."""
+
+    value: float
+    low: float
+    high: float
+
+
+_REPLICATES: Final = 1_000
 
 
 def resampled(
@@ -49,3 +61,18 @@ def interval(values: NDArray[np.float64], level: float = 0.95) -> ConfidenceInte
         return None
     low, high = np.quantile(known, [(1 - level) / 2, (1 + level) / 2])
     return ConfidenceInterval(float(low), float(high))
+
+
+def day_estimates(statistics: Callable[[NDArray[np.float64]], NDArray[np.float64]], days: int) -> list[Estimate | None]:
+    """Return statistics with their intervals, each day drawn with all that it holds; None where one is NaN.
+
+    Args:
+        statistics: As of `resampled`.
+        days: Number of days, at least one.
+    """
+    values = statistics(np.ones(days)).tolist()
+    ends = [interval(column) for column in resampled(statistics, days, _REPLICATES, 0).T]
+    return [
+        None if end is None or np.isnan(value) else Estimate(value, *end)
+        for value, end in zip(values, ends, strict=True)
+    ]

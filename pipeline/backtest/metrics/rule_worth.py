@@ -7,6 +7,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.backtest.metrics.bootstrap import Estimate
 from pipeline.decision.rules import Rule
 
 
@@ -28,6 +29,10 @@ class RuleWorth(msgspec.Struct, frozen=True, kw_only=True):
     money_alone: float
     false_alone: int
     """Hits alone that are no fraud: what has no label counts among them."""
+    precision: Estimate | None = None
+    """Share of frauds among mature hits; only of `rules report`, where there is one."""
+    not_computed: int = 0
+    """Transactions from before a feature was declared; the other figures are without them."""
 
     @property
     def earns_nothing(self) -> bool:

@@ -21,6 +21,7 @@ from pipeline.backtest.training.renewal import ModelRenewal
 from pipeline.backtest.training.rows import TrainingRows
 from pipeline.engine.records.columns import Reject
 from pipeline.engine.scores.decisions import Decisions
+from pipeline.models.list_log import ListHistory
 from pipeline.models.registry import Registry
 from schemas.times import US_PER_DAY
 
@@ -53,7 +54,7 @@ def renewals_of(
 
 
 def decide_by_time(
-    request: Request, renewals: list[ModelRenewal | None], statistics: RunStatistics
+    request: Request, renewals: list[ModelRenewal | None], statistics: RunStatistics, lists: ListHistory
 ) -> Iterator[tuple[str, Decisions]]:
     """Yield what each candidate, of which there is at least one, decides of the range, chunk by chunk.
 
@@ -78,7 +79,7 @@ def decide_by_time(
     schedules = request.schedules(len(candidates))
     # Candidates that share a schedule have the same labels.
     of_lanes = list(candidates)[: max(len(schedules), 1)]
-    with closing(_decided(request, renewals, schedules, statistics)) as passed:
+    with closing(_decided(request, renewals, schedules, statistics, lists)) as passed:
         for decided in passed:
             outcomes = {
                 name: statistics.budgets[name].decide(item) if name in statistics.budgets else item
@@ -128,6 +129,7 @@ def _decided(
     renewals: list[ModelRenewal | None],
     schedules: list[ScheduledLabels],
     statistics: RunStatistics,
+    lists: ListHistory,
 ) -> Generator[list[Decisions], None, None]:
     """Decisions of all candidates about the history, with labels as they were emitted or as they are due."""
     options = request.card_options(statistics.partitions)
@@ -138,11 +140,13 @@ def _decided(
     with closing(opened):
         if not schedules:
             chunks = in_order(opened.transactions, opened.labels, Order.EVENT_TIME)
-            yield from decide_chunks(candidates, chunks, rejects, options=options, renewal=renewals[0])
+            yield from decide_chunks(candidates, chunks, rejects, options=options, renewal=renewals[0], lists=lists)
             return
         transactions, statistics.book = bearing_truth(request.source, opened, request.label_delay_us, statistics.book)
         if request.labels is LabelMode.REVIEW:
-            yield from decide_reviewed(candidates, transactions, schedules, rejects, options=options, renewals=renewals)
+            yield from decide_reviewed(
+                candidates, transactions, schedules, rejects, options=options, renewals=renewals, lists=lists
+            )
         else:
             chunks = schedules[0].chunks(transactions)
-            yield from decide_chunks(candidates, chunks, rejects, options=options, renewal=renewals[0])
+            yield from decide_chunks(candidates, chunks, rejects, options=options, renewal=renewals[0], lists=lists)

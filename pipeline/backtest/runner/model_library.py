@@ -6,14 +6,13 @@ from functools import cached_property, partial
 from typing import Final, TypeVar
 
 from pipeline.backtest.input.span import time_text
-from pipeline.decision.lists import LISTS, NO_LISTS, ListSet
 from pipeline.decision.policy import Policy
 from pipeline.decision.rules import NO_RULES, RULES, RuleSet
 from pipeline.engine.cards.card_options import CardOptions
 from pipeline.engine.scores.active_models import ActiveModels, ModelSet
 from pipeline.models.library import PublishedVersions
-from pipeline.models.list_changes import active_manifest
-from pipeline.models.list_log import ListLog
+from pipeline.models.list_changes import activated_lists, list_payload
+from pipeline.models.list_log import ListHistory, ListLog
 from pipeline.models.published_files import PublishedFiles
 from pipeline.models.registry import LIGHTGBM, POLICY, Registry, RegistryError
 from pipeline.scoring.errors import ModelError
@@ -42,8 +41,6 @@ class ModelLibrary:
         self._policies: dict[str, Policy] = {}
         self._rivers: dict[str, Scorer] = {}
         self._rules: dict[str, RuleSet] = {}
-        self._lists: dict[str, ListSet] = {}
-        self._list_log = None if bootstrap is None else ListLog(bootstrap, settings)
 
     def lightgbm(self, version: str) -> LightGBMModel:
         """A LightGBM version, or the active one (`ACTIVE`). Raises `RegistryError`, `ModelError`."""
@@ -106,7 +103,7 @@ class ModelLibrary:
                 if kind.load is not None and (version := getattr(versions, kind.name)) != Unpublished().version
             },
             self._named_rules(versions.rules),
-            self.named_lists(versions.lists),
+            self.list_history.named(versions.lists),
         )
 
     def rules(self) -> RuleSet:
@@ -118,22 +115,18 @@ class ModelLibrary:
         steps = {} if self._cluster is None else self._cluster.history.rules_since()
         return {key: time_text(timestamp_us(moment)) for key, moment in steps.items()}
 
-    def lists(self) -> ListSet:
-        """Return the active lists of the cluster. Raises `ModelError`."""
-        payload = None if self._cluster is None else active_manifest(self._cluster)
-        return NO_LISTS if payload is None or self._list_log is None else self._list_log.load(payload)
+    @cached_property
+    def list_history(self) -> ListHistory:
+        """The versions of the cluster's lists; empty without a cluster."""
+        log = ListLog(self._bootstrap or "", self._settings)
+        if self._cluster is None:
+            return ListHistory(log)
+        return ListHistory(log, activated_lists(self._cluster), partial(list_payload, self._cluster))
 
     def _named_rules(self, version: str) -> RuleSet:
         if not version:
             return NO_RULES
         return _once(self._rules, version, lambda: RuleSet.from_payload(self._payload(RULES, version)))
-
-    def named_lists(self, version: str) -> ListSet:
-        """Return the lists that a decision names. Raises `ModelError`."""
-        if not version or self._list_log is None:
-            return NO_LISTS
-        load = self._list_log.load
-        return _once(self._lists, version, lambda: load(self._payload(LISTS, version)))
 
     def others(self) -> Mapping[str, Scorer]:
         """Return the active models of kinds besides LightGBM and River, by name."""

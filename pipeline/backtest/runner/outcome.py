@@ -9,6 +9,7 @@ from pipeline.backtest.input.acceptance import all_refused
 from pipeline.backtest.input.file_source import FileSource
 from pipeline.backtest.input.order import Order
 from pipeline.backtest.input.span import EARLIEST_US, LATEST_US, Span, moment, time_text
+from pipeline.backtest.input.topic_source import TopicSource
 from pipeline.backtest.labels.schedule import LabelMode
 from pipeline.backtest.runner.input_quality import refusal
 from pipeline.backtest.runner.input_quality import warnings as warnings_of_input
@@ -153,6 +154,7 @@ def result_of(
         parameters={
             "source": request.source.name,
             "order": request.order.value,
+            "lists": "then" if isinstance(request.source, TopicSource) else "none",
             **_label_parameters(request),
             "warm_up_days": round(request.warm_up_us / US_PER_DAY, 3),
             "partitions": statistics.partitions,

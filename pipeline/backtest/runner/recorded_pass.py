@@ -114,7 +114,9 @@ def _named(scored: Scored, candidates: Mapping[str, Candidate]) -> dict[str, Dec
         return {AS_RECORDED: scored.decisions}
     first = next(iter(candidates))
     return {
-        name: scored.decisions if name == first else scored.decisions.under(candidate.models)
+        name: scored.decisions
+        if name == first
+        else scored.decisions.under(candidate.models.dated(scored.decisions.models.lists))
         for name, candidate in candidates.items()
     }
 

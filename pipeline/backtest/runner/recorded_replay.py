@@ -257,14 +257,19 @@ class RecordedReplay:
             *zip(*subjects.wholes[[col.SOURCE_PARTITION, col.SOURCE_OFFSET]].tolist(), strict=True)
         ]
         found = [None if live is None else live.find(position) for position in positions]
-        groups: dict[tuple[str, Versions | None], list[int]] = {}
+        lists = self._library.list_history
+        # The decision followed within moments.
+        numbers = lists.numbers(subjects.wholes[col.INGESTED_US]).tolist()
+        groups: dict[tuple[str, Versions | None, int], list[int]] = {}
         for row, (rates, recorded) in enumerate(zip(subjects.strings(col.RATES), found, strict=True)):
             if models is None and recorded is None:
                 continue
             versions = recorded.decision.versions if models is None and recorded is not None else None
-            groups.setdefault((rates, versions), []).append(row)
-        for (rates, versions), rows in groups.items():
-            chosen = models if versions is None else self._library.named(versions)
+            groups.setdefault((rates, versions, numbers[row] if versions is None else 0), []).append(row)
+        for (rates, versions, number), rows in groups.items():
+            chosen = (
+                models and models.dated(lists.numbered(number)) if versions is None else self._library.named(versions)
+            )
             if chosen is None:
                 continue
             live_ones = [found[row] for row in rows]

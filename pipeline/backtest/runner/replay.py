@@ -2,10 +2,11 @@
 
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
-from itertools import chain, tee
+from itertools import chain, pairwise, tee
 from types import MappingProxyType
 from typing import NamedTuple
 
+import numpy as np
 import pyarrow as pa
 
 from pipeline.backtest.engine.column_kernels import Engine
@@ -20,6 +21,7 @@ from pipeline.engine.cards.card_options import CardOptions
 from pipeline.engine.records.columns import Reject, Transactions, no_transactions
 from pipeline.engine.scores.active_models import ActiveModels
 from pipeline.engine.scores.decisions import Decisions
+from pipeline.models.list_log import ListHistory
 
 
 class Candidate(NamedTuple):
@@ -89,11 +91,13 @@ def decide_chunks(
     *,
     options: CardOptions,
     renewal: ModelRenewal | None = None,
+    lists: ListHistory | None = None,
 ) -> Generator[list[Decisions], None, None]:
     """Let several candidates, which see the same labels and so share the windows, decide about chunks in one pass.
 
     ``rejects`` is where whoever accepts notes what it refuses; it is emptied. Candidates that learn must publish at the
-    same moments. ``renewal`` renews the models of those that ask for it. Raises as `replay`.
+    same moments. ``renewal`` renews the models of those that ask for it. ``lists`` are of the time of each
+    transaction; None: those of the models. Raises as `replay`.
 
     Yields:
         `Decisions` of each about a chunk, or about as many parts of it as its transactions lie in periods.
@@ -117,10 +121,11 @@ def decide_chunks(
                     if publishes:
                         for trainer in filter(None, trainers):
                             trainer.publish()
-                    outcomes = _decided(engine, models, trainers, piece, _taken(rejects))
-                    if renewal is not None:
-                        renewal.take(piece.labels, outcomes[0])
-                    yield outcomes
+                    for run, dated in _dated(piece, models, lists):
+                        outcomes = _decided(engine, dated, trainers, run, _taken(rejects))
+                        if renewal is not None:
+                            renewal.take(run.labels, outcomes[0])
+                        yield outcomes
 
 
 def decide_reviewed(
@@ -131,6 +136,7 @@ def decide_reviewed(
     *,
     options: CardOptions,
     renewals: Sequence[ModelRenewal | None],
+    lists: ListHistory,
 ) -> Generator[list[Decisions], None, None]:
     """`decide_chunks` where each candidate sees labels of its own, which answer its alerts, and so has its own windows.
 
@@ -151,7 +157,7 @@ def decide_reviewed(
         renewal: ModelRenewal | None,
     ) -> Generator[Decisions, None, None]:  # fmt: skip
         chunks = schedule.chunks(parts)
-        with closing(decide_chunks([candidate], chunks, own, options=options, renewal=renewal)) as passed:
+        with closing(decide_chunks([candidate], chunks, own, options=options, renewal=renewal, lists=lists)) as passed:
             for (decisions,) in passed:
                 schedule.decided(decisions)
                 yield decisions
@@ -191,6 +197,20 @@ def _to_the_end(chunks: Iterable[Chunk], rejects: list[Reject]) -> Iterator[Chun
 def _parts(chunk: Chunk, periods: Periods | None) -> Iterable[tuple[Chunk, bool]]:
     """The chunk in parts, and whether a period begins with each; as it is without a transaction."""
     return [(chunk, False)] if periods is None or not len(chunk.transactions) else periods.parts(chunk)
+
+
+def _dated(
+    chunk: Chunk, models: Sequence[ActiveModels], lists: ListHistory | None
+) -> Iterator[tuple[Chunk, Sequence[ActiveModels]]]:
+    """Yield the chunk in runs of transactions of one version of the lists, and the models with that version."""
+    if lists is None or not len(chunk.transactions):
+        yield chunk, models
+        return
+    numbers = lists.numbers(chunk.transactions.event_time_us)
+    starts = np.flatnonzero(np.diff(numbers)) + 1
+    ends = pairwise([chunk.first, *chunk.position[starts].tolist(), chunk.end])
+    for number, (first, end) in zip(numbers[[0, *starts]].tolist(), ends, strict=True):
+        yield chunk.between(first, end), [each.dated(lists.numbered(number)) for each in models]
 
 
 def _scheduled(chunk: Chunk, schedules: Sequence[Periods]) -> Iterator[tuple[Chunk, list[Periods]]]:

@@ -51,7 +51,7 @@ def decide_range(
         renewals = renewals_of(request, rows, library, statistics)
         # Its files are gone with the last of those that add to it.
         del rows
-        yield from decide_by_time(request, renewals, statistics)
+        yield from decide_by_time(request, renewals, statistics, library.list_history)
     if statistics.last_decided_us <= EARLIEST_US:
         raise RangeError(nothing_decided(request, statistics))
     statistics.warnings += warnings_of(request, statistics)

@@ -61,6 +61,10 @@ class ActiveModels:
         versions = {name: model.version for name, model in self.named.items()}
         return Versions(**versions, kernel=KERNEL_VERSION, rates=rates)
 
+    def dated(self, lists: ListSet) -> "ActiveModels":
+        """The same models with the lists of a time; those that bring lists keep them."""
+        return self if self.lists is not NO_LISTS else replace(self, lists=lists)
+
     def under(self, policy: Policy) -> "ActiveModels":
         """The same models under another policy."""
         return replace(self, policy=policy)

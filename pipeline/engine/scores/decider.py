@@ -95,6 +95,12 @@ class Decider:
                     result.counts["active_hit", code] += count
                 else:
                     result.counts["shadow_hit", code] += count
+        lists = batch.models.lists
+        for listed, count in Counter(batch.decided.listed.tolist()).items() if len(lists) else ():
+            for kind in {lists.kind(name) for name in listed.names}:
+                result.counts["list_hit", kind] += count
+            for kind in {lists.kind(name) for name, _ in listed.overruled}:
+                result.counts["overruled", kind] += count
         alerted = np.flatnonzero(selection >= 0)
         result.counts["decision", "alert"] += len(alerted)
         result.counts["decision", "allow"] += subjects.rows - len(alerted)

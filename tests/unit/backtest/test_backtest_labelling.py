@@ -14,6 +14,7 @@ from pipeline.backtest import Decisions, Learning, delayed_truth, frame_tables, 
 from pipeline.backtest.labels.ground_truth import NEVER, answered_us
 from pipeline.backtest.labels.schedule import LabelMode
 from pipeline.backtest.report import ReportOptions, build_report
+from pipeline.backtest.runner.model_library import ModelLibrary
 from pipeline.backtest.runner.result import DECISION_COLUMNS
 from pipeline.engine.scores.active_models import ActiveModels
 from pipeline.features.xxh3 import transaction_hash
@@ -22,8 +23,10 @@ from pipeline.history.files import file_tables
 from pipeline.learning.regimes import LabelRegime
 from pipeline.replay.label_schedule import NEVER_US, LabelSchedule, Truth
 from pipeline.settings import Settings
+from schemas.messages import ListChange
 from tests.helpers.backtest_inputs import backtest_of, simulated_days, with_a_champion
 from tests.helpers.features import labels_known
+from tests.helpers.lists import MemoryLog, definition, entry, history_of
 
 DAY_US = 86_400_000_000
 HOUR_US = DAY_US // 24
@@ -191,6 +194,35 @@ def test_the_share_of_reports_in_time_is_that_of_the_declared_regime(tmp_path: P
     assert share(labels="delay", label_delay_s=7 * 86_400.0, early_share=0.3) == 0.3
     assert share(labels="delay", label_delay_s=3_600.0) == 1.0
     assert share(labels="recorded", label_file=reported) == 0.6
+
+
+@pytest.mark.parametrize("labels", ["delay", "simulated-review"])
+def test_each_transaction_is_decided_by_the_lists_of_its_time(
+    history: pd.DataFrame, file: Path, settings: Settings, monkeypatch: pytest.MonkeyPatch, labels: str
+) -> None:
+    log, changes, merchants = MemoryLog(), list[tuple[str, int]](), sorted(history["merchant_id"].unique())
+    for size, merchant in enumerate(merchants, 1):
+        given = [definition("bad", "block", "merchant_id")], [entry("bad", merchant)]
+        before = changes[-1][0] if changes else ""
+        changes.append((log.write(ListChange(change="", before=before, definitions=given[0], entries=given[1])), size))
+    first_us, step_us = int(us(history["event_time"])[0]), 2 * DAY_US + 1
+    lists = history_of(log, changes, start_us=first_us, step_us=step_us)
+    monkeypatch.setattr(ModelLibrary, "list_history", lists)
+    parts: dict[str, list[pd.DataFrame]] = {}
+    asked = backtest_of(
+        file, models=["active"], thresholds=[0.3, 0.9], reviews_a_day=3, settings=settings,
+        **(REVIEWS | {"labels": labels}),
+    )  # type: ignore[arg-type]  # fmt: skip
+    asked.each(lambda name, decisions: parts.setdefault(name, []).append(decisions.frame()))
+    assert len(parts) == 2
+    for found in map(pd.concat, parts.values()):
+        assert len(found) == len(history)
+        there = (us(found["event_time"]) - first_us) // step_us
+        listed = [merchants.index(name) < size for name, size in zip(found["merchant_id"], there, strict=True)]
+        assert [len(names) for names in found["list_hits"]] == listed
+        assert 0 < sum(listed) < len(listed)
+        assert (found["selection"] == "list").tolist() == listed
+        assert found["lists_version"].nunique() == len(merchants) + 1
 
 
 @pytest.mark.parametrize("labels", ["delay", "simulated-review"])

@@ -1,7 +1,9 @@
 """The score agent's kernel: one decision a transaction, from its log and the active models alone."""
 
 import math
+from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 
 import msgspec
 import numpy as np
@@ -26,6 +28,7 @@ from schemas.topics import ALERTS, DEAD_LETTERS, DECISIONS, PROFILED, TRANSACTIO
 from tests.helpers.blocks import changed, with_text
 from tests.helpers.champion import LARGE_AMOUNT, active, decide
 from tests.helpers.expected import differences, expected_features
+from tests.helpers.lists import definition, entry, lists_of
 from tests.helpers.logs import (
     START,
     Log,
@@ -174,6 +177,32 @@ def test_the_policy_selects_and_an_alert_explains() -> None:
     assert result.counts["alert", "score"] + result.counts["alert", "rule"] == len(raised)
     assert result.counts["decision", "alert"] == len(raised)
     assert result.counts["decision", "allow"] == 40 - len(raised)
+
+
+def test_lists_are_counted_by_their_kind() -> None:
+    kinds = {"stolen": "block", "quiet": "suppress", "good": "allow", "seen": "watch", "also/seen": "watch"}
+    names = [definition(name, kind, "merchant_id") for name, kind in kinds.items()]
+    entries = [entry("stolen", "m1"), entry("quiet", "m1"), entry("quiet", "m2"), entry("good", "m0")]
+    entries += [entry(name, value) for name in ("seen", "also/seen") for value in ("m1", "m0")]
+    rules = [definition("rules", "suppress", "rule")], [entry("rules", "large-amount")]
+    lists = lists_of([*names, *rules[0]], [*entries, *rules[1]])
+    bought = Log(TRANSACTIONS)
+    for number in range(40):
+        at, amount = after(hours=number), 1_500.0 if number % 3 == 0 else 10.0
+        bought.append(transaction(number, at, amount=amount, merchant_id=f"m{number % 4}"), at)
+    records = profile(bought.records).records
+    result = decide(score(), records, replace(active(threshold=0.0), lists=lists), NOW)
+    expected: Counter[tuple[str, str]] = Counter()
+    for each in decisions(result):
+        expected.update(("list_hit", kind) for kind in {kinds[name] for name in each.list_hits or ()})
+        by = {name.rpartition("/")[0] or name for name in each.overruled or {}}
+        expected.update(("overruled", (kinds | {"rules": "suppress"})[name]) for name in by)
+    counted = {key: count for key, count in result.counts.items() if key[0] in ("list_hit", "overruled")}
+    assert counted == expected
+    assert {kind for what, kind in counted if what == "list_hit"} == {*kinds.values()}
+    assert {kind for what, kind in counted if what == "overruled"} == {"block", "suppress", "allow"}
+    without = decide(score(), records, active(threshold=0.5), NOW)
+    assert not [key for key in without.counts if key[0] in ("list_hit", "overruled")]
 
 
 def test_a_transaction_that_is_accepted_again_has_an_alert_of_its_own() -> None:

@@ -1,40 +1,16 @@
 """The log of changes of lists: parts, what is missing or damaged, and versions that are loaded one behind the other."""
 
 import msgspec
+import numpy as np
 import pytest
 from msgspec.structs import replace
 
 from pipeline.decision.lists import manifest_payload
-from pipeline.kafka.records.internal import TrustedRecords, not_counted
 from pipeline.models import list_log
-from pipeline.models.list_log import ListLog, change_parts, part_record
+from pipeline.models.list_log import ListHistory, part_record
 from pipeline.scoring.errors import ModelError
-from pipeline.settings import Settings
 from schemas.messages import ListChange
-from schemas.records import Record
-from tests.helpers.lists import definition, entry
-
-
-class MemoryLog(ListLog):
-    """A topic in memory, of which every read takes what a reader of Kafka's would."""
-
-    def __init__(self) -> None:
-        super().__init__("", Settings())
-        self._trusted = TrustedRecords(Settings(), not_counted)
-        self.records: list[bytes] = []
-        self.read_from: list[int] = []
-
-    def _readable_end(self) -> int:
-        return len(self.records)
-
-    def _records(self, start: int, end: int) -> list[Record]:
-        self.read_from.append(start)
-        return [Record("lists", 0, offset, 0, None, self.records[offset]) for offset in range(start, end)]
-
-    def write(self, change: ListChange) -> str:
-        parts = change_parts(change)
-        self.records += [part_record(part).value or b"" for part in parts]
-        return parts[0].change
+from tests.helpers.lists import MemoryLog, definition, entry, history_of
 
 
 @pytest.fixture(autouse=True)
@@ -85,6 +61,37 @@ def test_a_version_is_loaded_from_the_one_before_it_or_anew() -> None:
     log.read_from.clear()
     assert len(log.load(manifest_payload(fourth, third, 3))) == 3
     assert log.read_from == [4], "what came since is read, and nothing again"
+
+
+def test_a_history_has_the_lists_of_each_time_in_any_order_and_reads_the_topic_once() -> None:
+    log, changes = MemoryLog(), list[tuple[str, int]]()
+    for size in range(1, 21):
+        changes.append((log.write(added(changes[-1][0] if changes else "", f"v{size}")), size))
+    history = history_of(log, changes)
+    times_us = np.array([-5, 9, 10, 19, 20, 205, 1_000])
+    assert history.numbers(times_us).tolist() == [0, 0, 1, 1, 2, 20, 20]
+    for number in (0, 3, 20, 2, 1, *range(1, 21), 5, 0):
+        assert len(history.numbered(number)) == number
+    assert len(history.numbered(-1)) == 20
+    assert log.read_from == [0]
+    assert history.named("") is history.numbered(0)
+    assert len(history.named(history.numbered(7).version)) == 7
+    with pytest.raises(ModelError, match="0123 of the lists was never activated"):
+        history.named("0123")
+    lacking = MemoryLog()
+    lacking.records = log.records[1:]
+    with pytest.raises(ModelError, match="lacks parts of change"):
+        history_of(lacking, changes).numbered(3)
+    assert len(ListHistory(MemoryLog()).numbered(-1)) == 0
+
+
+def test_versions_behind_one_with_a_forgotten_value_are_built_on_it() -> None:
+    log = MemoryLog()
+    first = log.write(added("", "a", "b"))
+    second = log.write(added(first, "c"))
+    log.records += [part_record(part).value or b"" for part in log.forgotten("country", "a")]
+    history = history_of(log, [(first, 2), (second, 3)])
+    assert [len(history.numbered(number)) for number in (1, 2)] == [1, 2]
 
 
 def test_a_value_that_is_forgotten_is_in_no_version_any_more() -> None:

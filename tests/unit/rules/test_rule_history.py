@@ -12,6 +12,7 @@ import pytest
 from click.testing import CliRunner
 
 from pipeline.cli import main
+from pipeline.commands.rule_figures import worth_lines
 from pipeline.decision.rules import RuleSet
 from pipeline.exports.parquet_files import ExportError
 from pipeline.features.catalogue import FEATURES, KERNEL_VERSION
@@ -222,6 +223,30 @@ def test_a_set_is_worth_what_no_score_and_no_other_rule_finds(history: Path, fra
     first = (START - START.fromtimestamp(0, START.tzinfo)).days
     chosen = {each.code: each for each in counted.worth(read, {}, first=first + 10, end=first + 12)}
     assert chosen["dear"].hits == (hits["dear"] & frame["day"].isin([10, 11])).sum()
+
+
+def test_a_report_says_what_a_test_says_of_precision_and_of_what_was_not_computed(
+    history: Path, frame: pd.DataFrame
+) -> None:
+    missing = f"{COUNTS} is null and score < 0.9"
+    texts = {"french": CONDITION, "missing": missing, "likely": "score > 0.5", "never": "amount > 1000"}
+    counted, settings = SetReport(RuleSet([rule(code, text) for code, text in texts.items()])), Settings()
+    read = read_history(counted, str(history), settings, lambda: "")
+    end = (START - START.fromtimestamp(0, START.tzinfo)).days + HELD_OUT_FROM
+    worth = {each.code: each for each in counted.worth(read, {}, end=end)}
+    for code, text in texts.items():
+        figures = tried(history, text)()
+        assert worth[code].precision == figures.precision, code
+        assert (worth[code].hits, worth[code].not_computed) == (figures.hits, figures.not_computed), code
+    days = frame["day"].between(5, HELD_OUT_FROM - 1)
+    assert worth["missing"].hits == (days & frame[COUNTS].isna() & (frame["score"] < 0.9)).sum() > 0
+    assert [worth[code].not_computed for code in texts] == [5 * A_DAY, 5 * A_DAY, 0, 0]
+    assert worth["never"].precision is None
+    lines = "\n".join(worth_lines([worth["missing"]], START))
+    assert f"  not computed: {5 * A_DAY} transactions, from before a feature was declared" in lines
+    found = worth["missing"].precision
+    assert found is not None
+    assert f"  precision: {found.value:.1%} [{found.low:.1%}, {found.high:.1%}]" in lines
 
 
 def test_an_export_that_lacks_a_topic_or_a_position_says_so(history: Path, tmp_path: Path, frame: pd.DataFrame) -> None:
