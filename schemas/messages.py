@@ -8,7 +8,7 @@ plain strings here, and a consumer tolerates a value that it does not know.
 
 from datetime import datetime
 from decimal import Decimal
-from typing import Annotated, Any
+from typing import Annotated, Any, Final
 
 import msgspec
 from msgspec import Meta
@@ -520,10 +520,13 @@ class LabelRelease(Message, frozen=True, kw_only=True, tag_field="kind", tag="re
     released_at: Timestamp
 
 
+LIST_NAME: Final = "[a-z][a-z0-9_-]{0,63}"
+
+
 class ListDefinition(msgspec.Struct, frozen=True, kw_only=True, gc=False, omit_defaults=True):
     """A list: what it is for, and which field its entries are compared with."""
 
-    name: Annotated[str, msgspec.Meta(pattern="^[a-z][a-z0-9_-]{0,63}$")]
+    name: Annotated[str, msgspec.Meta(pattern=f"^{LIST_NAME}$")]
     kind: str
     """``block``, ``suppress``, ``allow`` or ``watch``."""
     field: str

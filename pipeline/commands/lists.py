@@ -7,12 +7,13 @@ import threading
 from collections.abc import Callable, Iterable
 from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
-from decimal import Decimal, InvalidOperation
+from decimal import Decimal
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
 import click
+from msgspec.structs import replace
 
 from pipeline.commands.option_types import Duration, Moment
 from pipeline.commands.progress import interrupts
@@ -66,7 +67,7 @@ def _list_options(function: Callable[..., Any]) -> Callable[..., Any]:
             "--until", type=Moment(), help="Event time from which it does not hold.  [default: it always does]"
         ),
         click.option("--owner", help="Who answers for it.  [default: --by]"),
-        click.option("--match", type=click.Choice(MATCHES), default=TEXT, show_default=True, help="Of a new list."),
+        click.option("--match", type=click.Choice(MATCHES), help=f"Of a new list.  [default: {TEXT}]"),
         click.option("--field", help="Of a new list: text of transactions; of suppressions also rule, by its code."),
         click.option("--kind", type=click.Choice(LIST_KINDS), help="Of a new list."),
     ):
@@ -123,12 +124,17 @@ def import_file(name: str, file: Path, replacing: bool, change: ChangeAuthor, at
     FILE is CSV with a header. It needs the column value, and may have owner, reason, expires and cap; the options say
     what it does not.
     """
-    with file.open(encoding="utf-8-sig", newline="") as opened:
-        reader = csv.DictReader(opened)
-        names = reader.fieldnames or ()
-        if "value" not in names or not {*_COLUMNS}.issuperset(names):
-            raise click.UsageError(f"{file} needs the column value, and may have {', '.join(_COLUMNS[1:])}")
-        _add(name, reader, change, at, replacing=replacing, **given)
+    try:
+        with file.open(encoding="utf-8-sig", newline="") as opened:
+            reader = csv.DictReader(opened, restval="", strict=True)
+            names, rows = reader.fieldnames or (), [*reader]
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise click.UsageError(f"{file} is no CSV in UTF-8: {error}") from None
+    if "value" not in names or not {*_COLUMNS}.issuperset(names) or len({*names}) < len(names):
+        raise click.UsageError(f"{file} needs the column value, and may have {', '.join(_COLUMNS[1:])}, each once")
+    if long := next((row for row in rows if None in row), None):
+        raise click.UsageError(f"{file}: the row of {long['value']!r} has more cells than the header")
+    _add(name, rows, change, at, replacing=replacing, **given)
 
 
 @command.command()
@@ -226,7 +232,7 @@ def _add(
     replacing: bool,
     kind: str | None,
     field: str | None,
-    match: str,
+    match: str | None,
     owner: str | None,
     until: datetime | None,
     held_s: float | None,
@@ -241,24 +247,30 @@ def _add(
     changes, now_us = _changes(bootstrap, settings), timestamp_us(datetime.now(UTC))
     if kind is None or field is None:
         definition = changes.contents.definition(name)
+        definition = replace(definition, match=match or definition.match)
     else:
-        definition = ListDefinition(name=name, kind=kind, field=field, match=match)
+        definition = ListDefinition(name=name, kind=kind, field=field, match=match or TEXT)
     expires_us = None if until is None else timestamp_us(until)
     if held_s is not None:
         expires_us = now_us + round(held_s * US_PER_SECOND)
     stored = _stored(settings, definition, tokens, make=True)
-    entries = [
-        ListEntry(
-            list=name,
-            value=stored(row["value"]),
-            owner=row.get("owner") or owner or change.by,
-            reason=row.get("reason") or change.reason,
-            expires_us=timestamp_us(Moment().convert(row["expires"], None, None)) if row.get("expires") else expires_us,
-            cap_minor=_minor(row.get("cap") or cap),
-            added_us=now_us,
-        )
-        for row in rows
-    ]
+
+    def entry_of(row: dict[str, str]) -> ListEntry:
+        try:
+            own_us = timestamp_us(Moment().convert(row["expires"], None, None)) if row.get("expires") else expires_us
+            return ListEntry(
+                list=name,
+                value=stored(row["value"]),
+                owner=row.get("owner") or owner or change.by,
+                reason=row.get("reason") or change.reason,
+                expires_us=own_us,
+                cap_minor=_minor(row.get("cap") or cap),
+                added_us=now_us,
+            )
+        except click.UsageError as error:
+            raise click.UsageError(f"entry {row['value']!r}: {error.message}") from None
+
+    entries = [*map(entry_of, rows)]
     if not entries:
         raise click.UsageError("there is no entry to add")
     _report(changes.add(definition, entries, change, replacing=replacing))
@@ -298,12 +310,12 @@ def _minor(cap: str | None) -> int | None:
     if not cap:
         return None
     try:
-        minor = Decimal(cap) * 100
-    except InvalidOperation:
-        raise click.UsageError(f"{cap!r} is no amount; write 500.00") from None
-    if not 0 < minor < 2**53 or minor != int(minor):
-        raise click.UsageError(f"{cap!r} is no amount with two decimals above 0; write 500.00")
-    return int(minor)
+        minor = Decimal(cap).scaleb(2)
+        if 0 < minor < 2**53 and minor == int(minor):
+            return int(minor)
+    except ArithmeticError:
+        pass
+    raise click.UsageError(f"{cap!r} is no amount with two decimals above 0; write 500.00")
 
 
 def _moment(moment_us: int) -> datetime:

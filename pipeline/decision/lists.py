@@ -6,6 +6,7 @@ time lies before its expiry, whatever a clock shows.
 
 import hashlib
 import ipaddress
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import repeat
 from typing import Any, Final, NamedTuple
@@ -18,7 +19,7 @@ from pipeline.decision.rules import MOST_HITS, RuleSet
 from pipeline.expressions.trees import Node
 from pipeline.scoring.errors import ModelError
 from pipeline.scoring.payload import VERSION_DIGITS, decode_payload, encode_payload, payload_digest
-from schemas.messages import ListChange, ListDefinition, ListEntry
+from schemas.messages import LIST_NAME, ListChange, ListDefinition, ListEntry
 
 LISTS: Final = "lists"
 """Name of the lists on ``models`` and ``control``."""
@@ -301,28 +302,19 @@ NO_LISTS: Final = ListSet()
 """The lists until somebody writes one: decisions name none."""
 
 
-def covered(definition: ListDefinition, values: Sequence[str], traffic: Mapping[str | None, int]) -> dict[str, float]:
-    """Return the share of transactions that each value would cover alone.
+def covered(definition: ListDefinition, values: Iterable[str], traffic: Mapping[str | None, int]) -> float:
+    """Return the share of transactions that entries of a list would cover together.
 
     Args:
         definition: The list.
-        values: Values of entries.
+        values: Values of the entries.
         traffic: Number of transactions by the text of the list's field.
     """
-    entries, found = _Entries(definition), dict.fromkeys(values, 0)
+    entries, texts = _Entries(definition), [*traffic]
     entries.until_us = dict.fromkeys(values, 1)
-    whole = {_length(definition.match, value): value for value in values} if definition.match != TEXT else {}
-    for text, count in traffic.items():
-        if text is None:
-            continue
-        if definition.match == TEXT:
-            found[text] = found.get(text, 0) + count
-            continue
-        for part in zip(*entries.parts(text), strict=True):
-            if part in whole:
-                found[whole[part]] += count
-    total = max(sum(traffic.values()), 1)
-    return {value: found[value] / total for value in values}
+    counts = np.fromiter(traffic.values(), np.int64, len(texts))
+    held = entries.holds(texts, np.zeros(len(texts), np.int64))
+    return float(counts[held].sum() / max(counts.sum(), 1))
 
 
 def entry_id(entry: ListEntry) -> str:
@@ -337,6 +329,10 @@ def manifest_payload(change: str, before: str, entries: int) -> bytes:
 
 def check_definition(definition: ListDefinition) -> None:
     """Raise `ModelError` for a list that cannot be."""
+    if not re.fullmatch(LIST_NAME, definition.name):
+        raise ModelError(
+            f"the name of a list is a lower-case letter and up to 63 letters, digits, _ and -, not {definition.name!r}"
+        )
     for name, value, choices in (("kind", definition.kind, LIST_KINDS), ("match", definition.match, MATCHES)):
         if value not in choices:
             raise ModelError(f"the {name} of list {definition.name!r} is one of {', '.join(choices)}, not {value!r}")

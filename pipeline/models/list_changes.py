@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from datetime import UTC, datetime
 from typing import Final, NamedTuple, Self
 
 from msgspec.structs import replace
@@ -36,7 +37,8 @@ PROPOSED: Final = "lists proposed"
 """Outcome of the assessment that records a change for a second person."""
 ALLOWED_DAYS: Final = 90
 WIDE_SHARE: Final = 0.01
-"""Share of a week's traffic above which an entry of an allow list needs a second person."""
+"""Share of a week's traffic above which a change of an allow list needs a second person."""
+_LATEST_US: Final = timestamp_us(datetime(9999, 12, 31, tzinfo=UTC))
 LATE_DAYS: Final = 37
 """Days behind its expiry for which an entry may still hold for late events that enter windows."""
 Traffic = Callable[[str], Counter[str | None]]
@@ -153,6 +155,9 @@ class ListChanges:
             )
         entries = [self._checked(definition, entry) for entry in entries]
         given = {entry.value for entry in entries}
+        if len(given) < len(entries):
+            twice = Counter(entry.value for entry in entries).most_common(1)[0][0]
+            raise ModelError(f"entry {twice!r} is given twice")
         replaced = self.contents.entries_of(known.name) if known is not None and replacing else []
         removed = [(each.list, each.value) for each in replaced if each.value not in given]
         new = [] if known is not None else [definition]
@@ -191,6 +196,8 @@ class ListChanges:
             listed = ", ".join(reference.version for _, reference in found[-5:]) or "none"
             raise ModelError(f"no change {version!r} was proposed; there are: {listed}")
         assessed, reference = matching[-1]
+        if any(event.figures.get("approves") == reference.version for event in self._published.history.activations):
+            raise ModelError(f"change {reference.version} was approved already: propose it again")
         what = f"change {reference.version} of the lists"
         refuse_proposer(self._published.history, assessed, author.by, self._writer.key_id, what)
         change = read_manifest(list_payload(self._published, reference)).change
@@ -239,28 +246,26 @@ class ListChanges:
                 raise ModelError(
                     f"entry {value!r} needs its {name}, on one line of {LONGEST_SENTENCE:,} characters at most"
                 )
+        if entry.expires_us is not None and not 0 <= entry.expires_us < _LATEST_US:
+            raise ModelError(f"entry {value!r} expires outside of the years 1970 to 9999")
         if definition.kind in (ALLOW, SUPPRESS):
             if entry.expires_us is None:
                 raise ModelError(f"entry {value!r} of list {definition.name!r} needs its expiry")
             if definition.kind == ALLOW and entry.expires_us > entry.added_us + ALLOWED_DAYS * US_PER_DAY:
                 raise ModelError(f"entry {value!r} expires later than {ALLOWED_DAYS} days from now: allow it for less")
+        if definition.field == RULE and value not in {rule.code for rule in self._published.model_set.rules.rules}:
+            raise ModelError(f"the active set has no rule {value!r} to suppress")
         if (definition.kind == SUPPRESS) is not (entry.cap_minor is not None):
             raise ModelError(f"entry {value!r}: a suppression needs a cap, and nothing else has one")
         return replace(entry, list=definition.name, value=value)
 
-    def _needs_approval(self, change: ListChange) -> str:
+    def _needs_approval(self, change: ListChange, after: ListContents) -> str:
         """Return why somebody else has to approve a change; empty where nobody has to."""
-        definitions = self.contents.definitions | {each.name: each for each in change.definitions}
-        allowed: dict[str, list[str]] = {}
-        for entry in change.entries:
-            if definitions[entry.list].kind == ALLOW:
-                allowed.setdefault(entry.list, []).append(entry.value)
-        for name, values in allowed.items():
-            traffic = self._traffic(definitions[name].field)
-            shares = covered(definitions[name], values, traffic)
-            widest = max(values, key=lambda value: shares.get(value, 0.0))
-            if shares.get(widest, 0.0) > WIDE_SHARE:
-                return f"an entry would cover {shares[widest]:.1%} of the last week's transactions"
+        for definition in (after.definition(name) for name in dict.fromkeys(entry.list for entry in change.entries)):
+            if definition.kind == ALLOW:
+                values = (entry.value for entry in change.entries if entry.list == definition.name)
+                if (share := covered(definition, values, self._traffic(definition.field))) > WIDE_SHARE:
+                    return f"its entries would cover {share:.1%} of the last week's transactions"
         return "FRAUD_PIPELINE_SECOND_APPROVAL is set" if self._settings.second_approval else ""
 
     def _write(self, change: ListChange, author: ChangeAuthor, *, approves: str = "") -> WrittenChange:
@@ -270,7 +275,7 @@ class ListChanges:
         after.add(change)
         if len(after.entries) > MOST_ENTRIES:
             raise ModelError(f"the lists would have {len(after.entries):,} entries, and may have {MOST_ENTRIES:,}")
-        why = "" if approves else self._needs_approval(change)
+        why = "" if approves else self._needs_approval(change, after)
         parts = change_parts(replace(change, before=self._change))
         self._writer.records([part_record(part) for part in parts])
         payload = manifest_payload(parts[0].change, self._change, len(after.entries))

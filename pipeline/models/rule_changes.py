@@ -199,7 +199,7 @@ class RuleChanges:
         """Take a rule out of the set, with what was to follow it."""
         if not any(rule.code == code for rule in self.rules.rules):
             raise ModelError(no_rule(code, self.rules))
-        return self._write(self.rules.without(code), author)
+        return self._write(self.rules.without(code), author, checked=False)
 
     def stop(self, trips: Sequence[Trip]) -> RuleSet:
         """Put active rules that have exceeded a cap in shadow; whatever else the set lacks does not hinder it."""

@@ -31,6 +31,8 @@ from tests.helpers.topics import Cluster, Starter, once
 pytestmark = pytest.mark.broker
 
 WHY = ("--reason", "A test.", "--by", "dana")
+WATCH = ("--kind", "watch", "--field", "card_id")
+SUPPRESS = ("--kind", "suppress", "--field", "card_id", "--for", "7d")
 ALL = 0.0
 """A threshold that alerts on everything."""
 
@@ -92,7 +94,7 @@ def test_a_change_of_many_entries_is_all_or_nothing_though_a_worker_dies(
         writer.writerows([("value", "owner"), *((f"c{number}", "fraud-team") for number in range(12_000))])
     options = ("--kind", "allow", "--field", "card_id", "--for", "30d")
     proposed = cluster.command("lists", "import", "cards", str(file), *options, *WHY, code=0).output
-    assert "is proposed, since an entry would cover" in proposed
+    assert "is proposed, since its entries would cover" in proposed
     change = version_of(proposed)
     assert "dana has proposed" in cluster.command("lists", "approve", change, *WHY, code=1).output
     bought(cluster, range(60, 200))
@@ -317,8 +319,49 @@ def test_allow_entries_end_and_a_second_person_approves_where_one_is_asked_for(c
     third = version_of(cluster.command("lists", "remove", "good", "m1", *WHY, code=0).output)
     cluster.command("lists", "approve", third, "--reason", "Yes.", "--by", "mona", code=0)
     cluster.command("lists", "approve", change, "--reason", "Yes.", "--by", "mona", code=0)
+    again = cluster.command("lists", "approve", change, "--reason", "Yes.", "--by", "mona", code=1).output
+    assert "was approved already" in again
     shown = cluster.command("lists", "show", "good", code=0).output
     assert ("m1" in shown, "m2" in shown) == (False, True)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (("Home", "DE", *WATCH), "not 'Home'"),
+        (("far", "c1", *WATCH, "--for", "1e200d"), "'c1' expires outside of the years"),
+        (("far", "c1", *WATCH, "--for", "99999999d"), "expires outside of the years"),
+        (("old", "c1", *WATCH, "--until", "0001-01-01T00:00:00+10:00"), "expires outside of the years"),
+        (("net", "10.1.0.0/8", "--match", "cidr"), "list 'net' is a watch list of ip (text)"),
+        (("net", "10.1.0.0", "10.1.0.0"), "entry '10.1.0.0' is given twice"),
+        (("off", "none", "--kind", "suppress", "--field", "rule", "--for", "7d", "--cap", "5"), "no rule 'none'"),
+        (("off", "c1", *SUPPRESS, "--cap", "NaN"), "'NaN' is no amount"),
+        (("off", "c1", *SUPPRESS, "--cap", "1e999999999"), "is no amount"),
+    ],
+)
+def test_what_nobody_could_read_is_never_written(cluster: Cluster, arguments: tuple[str, ...], sentence: str) -> None:
+    cluster.publish()
+    cluster.command("lists", "add", "net", "10.0.0.1", "--kind", "watch", "--field", "ip", *WHY, code=0)
+    refused = cluster.command("lists", "add", *arguments, *WHY)
+    assert refused.exit_code in (1, 2)
+    assert sentence in " ".join(refused.output.split())
+    assert "entries: 1" in cluster.command("lists", "show", code=0).output
+
+
+def test_a_file_that_is_none_is_refused_in_a_sentence(cluster: Cluster, tmp_path: Path) -> None:
+    cluster.publish()
+    for content, sentence in (
+        ("value\nDE\xe4".encode("latin-1"), "is no CSV in UTF-8"),
+        (b"value\n" + b"x" * 200_000, "is no CSV in UTF-8"),
+        (b"value,value\nDE,AT\n", "each once"),
+        (b"value,owner\nDE,a,b\n", "the row of 'DE' has more cells than the header"),
+        (b"value,expires\nDE,tomorrow\n", "entry 'DE': 'tomorrow' is no time"),
+        (b"value,expires\nDE,\nDE,2020-01-01\n", "entry 'DE' is given twice"),
+    ):
+        (file := tmp_path / "home.csv").write_bytes(content)
+        refused = cluster.command("lists", "import", "home", str(file), "--kind", "watch", "--field", "country", *WHY)
+        assert refused.exit_code in (1, 2)
+        assert sentence in " ".join(refused.output.split())
 
 
 def test_what_suppressions_hide_is_counted_to_the_cent_and_ends_at_its_cap(

@@ -149,6 +149,9 @@ def test_nothing_alerts_less_where_nothing_is_listed() -> None:
 
 def test_a_list_says_what_it_is() -> None:
     for wrong, text in (
+        (definition("Home"), "the name of a list is a lower-case letter .* not 'Home'"),
+        (definition("a/b"), "not 'a/b'"),
+        (definition(""), "not ''"),
         (definition("a", "deny"), "kind of list 'a' is one of block, suppress, allow, watch"),
         (definition("a", match="regex"), "match of list 'a' is one of text, prefix, cidr"),
         (definition("a", "allow", "rule"), "it can only suppress them"),
@@ -158,15 +161,17 @@ def test_a_list_says_what_it_is() -> None:
             check_definition(wrong)
 
 
-def test_what_an_entry_would_cover_is_its_share_of_the_traffic() -> None:
+def test_entries_cover_their_common_share_of_the_traffic() -> None:
     traffic = {"192.0.2.1": 3, "192.0.2.9": 1, "198.51.100.1": 5, None: 1}
     nets = ["192.0.2.0/24", "192.0.2.9/32", "203.0.113.0/24"]
-    assert covered(definition("n", field="ip", match="cidr"), nets, traffic) == dict(
-        zip(nets, (0.4, 0.1, 0), strict=True)
-    )
-    assert covered(definition("n", field="ip", match="prefix"), ["19", "192"], traffic) == {"19": 0.9, "192": 0.4}
-    assert covered(definition("n", field="ip"), ["192.0.2.1", "x"], traffic) == {"192.0.2.1": 0.3, "x": 0.0}
-    assert covered(definition("n", field="ip"), ["x"], {}) == {"x": 0.0}
+    for match, values, share in (
+        ("cidr", nets, 0.4),
+        ("cidr", nets[1:], 0.1),
+        ("prefix", ["19", "192"], 0.9),
+        ("text", ["192.0.2.1", "198.51.100.1", "x"], 0.8),
+    ):
+        assert covered(definition("n", field="ip", match=match), values, traffic) == share
+    assert covered(definition("n", field="ip"), ["x"], {}) == 0.0
 
 
 LIST_TESTS = st.sampled_from(["channel", "country"]).map(lambda name: ["in", ["field", name], ["list", "home"]])
