@@ -128,11 +128,10 @@ class Webhook:
         """Send an event until it is delivered, or refused for good; return False where the service has to end."""
         body, refusals, wait_s = event.body(), 0, self._first_wait_s
         while True:
+            self._metrics.show("webhook_waiting_seconds", time.time() - event.at.timestamp())
             outcome = self._sender.send(event.id, body)
-            self._metrics.show(
-                "webhook_waiting_seconds", 0 if outcome.delivered else time.time() - event.at.timestamp()
-            )
             if outcome.delivered:
+                self._metrics.show("webhook_waiting_seconds", 0)
                 self._metrics.count("webhook_events", "delivered")
                 return True
             refusals += outcome.permanent

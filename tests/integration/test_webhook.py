@@ -76,7 +76,8 @@ def with_webhook(cluster: Cluster, tmp_path: Path, url: str) -> Settings:
 def running(cluster: Cluster, hook: Receiver) -> Iterator[CollectorRegistry]:
     """A webhook in this process that repeats at once."""
     metrics, stop = DeclaredMetrics(WEBHOOK_METRICS), threading.Event()
-    webhook = Webhook(cluster.bootstrap, cluster.settings, Sender(hook.url, SECRET), metrics, stop, first_wait_s=0.0)
+    sender = Sender(hook.url, SECRET, stop)
+    webhook = Webhook(cluster.bootstrap, cluster.settings, sender, metrics, stop, first_wait_s=0.0)
     thread = threading.Thread(target=webhook.run)
     thread.start()
     try:
@@ -158,6 +159,22 @@ def test_what_passes_is_sent_again_and_what_does_not_is_a_dead_letter(cluster: C
         assert "webhook_refused" in listed
         sent = cluster.command("dead-letters", "resend", "--code", "webhook_refused", "--yes").output
         assert "are not resent" in sent
+
+
+@pytest.mark.parametrize("timeout_s", [0.5, 3_600.0])
+def test_an_answer_that_drips_neither_holds_the_next_request_nor_the_end(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch, timeout_s: float
+) -> None:
+    monkeypatch.setattr("pipeline.webhooks.sender.TIMEOUT_S", timeout_s)
+    with receiver() as hook, running(cluster, hook) as registry:
+        hook.drips = True
+        raise_alert(cluster, 1, case=1)
+        eventually(lambda: len(hook.requests) == 1)
+        assert (registry.get_sample_value("fraud_pipeline_webhook_waiting_seconds") or 0) > 0
+        if timeout_s < 1:
+            eventually(lambda: (_count(registry, "failed") or 0) > 1)
+            hook.drips = False
+            eventually(lambda: _count(registry, "delivered") == 1)
 
 
 def test_stopped_rules_are_sent_and_other_changes_are_not(cluster: Cluster) -> None:
