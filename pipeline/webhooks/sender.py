@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Final, NamedTuple
+from urllib.parse import quote
 
 from aiohttp import ClientError, ClientSession, ClientTimeout
 from yarl import URL
@@ -50,7 +51,7 @@ class Sender:
 
     def send(self, event_id: str, body: bytes) -> Outcome:
         """Post an event once; its id stays the same however often it is sent."""
-        timestamp = str(int(self._clock()))
+        event_id, timestamp = quote(event_id), str(int(self._clock()))  # a rule's code is any text
         headers = {
             "Content-Type": "application/json",
             "User-Agent": "fraud-pipeline",

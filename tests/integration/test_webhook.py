@@ -180,8 +180,10 @@ def test_an_answer_that_drips_neither_holds_the_next_request_nor_the_end(
 def test_stopped_rules_are_sent_and_other_changes_are_not(cluster: Cluster) -> None:
     with receiver() as hook, running(cluster, hook):
         writer = ControlWriter(cluster.bootstrap, cluster.settings)
-        trip = {"code": "flood", "alerts": 101, "event_hour": 500_000}
-        for by, figures in (("dana", {"trips": [trip]}), ("breaker", {}), ("breaker", {"trips": [trip]})):
+        trip = {"code": "flöd\n", "event_hour": 500_000, "hits": 101, "alerts": 101, "transactions": 2_210}
+        unreadable: list[dict[str, Any]] = [{"trips": [trip, {}]}, {"trips": None}, {"trips": [{**trip, "code": 5}]}]
+        of_breaker = [("breaker", figures) for figures in (*unreadable, {}, {"trips": [trip]})]
+        for by, figures in (("dana", {"trips": [trip]}), *of_breaker):
             writer.control(
                 Activation(
                     versions=[], step="rules", by=by, reason="flood: too many", figures=figures, activated_at=NOON
@@ -189,6 +191,7 @@ def test_stopped_rules_are_sent_and_other_changes_are_not(cluster: Cluster) -> N
             )
         eventually(lambda: len(hook.requests) == 1)
     (request,) = hook.requests
+    assert request.headers["webhook-id"].endswith("-fl%C3%B6d%0A")
     assert request.json == {
         "type": "rule.stopped", "timestamp": "2026-03-01T12:00:00Z", "data": {**trip, "reason": "flood: too many"},
     }  # fmt: skip
