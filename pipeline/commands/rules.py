@@ -163,9 +163,9 @@ def show(code: str, bootstrap: str | None) -> None:
     for rule in versions:
         click.echo("\n".join(_lines(rule)))
     for activation, change in history:
-        steps = f"{change['before'] or 'new'} -> {change['after']}"
-        tested = "" if change.get("tested") else ", untested"
-        tests = f" (tests: {change['tests']}{tested})" if change["after"] == "active" and "tests" in change else ""
+        steps = f"{change.before or 'new'} -> {change.after}"
+        tested = "" if change.tested else ", untested"
+        tests = f" (tests: {change.tests}{tested})" if change.after == "active" and change.tests is not None else ""
         text = f"{utc_text(activation.activated_at)}  {steps}{tests}  by {activation.by}: {activation.reason}"
         click.echo(printable(text))
 

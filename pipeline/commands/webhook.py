@@ -31,7 +31,7 @@ def command(*, port: int | None) -> None:
     configure_logging(settings)
     if not settings.webhook_url or settings.webhook_secret_file is None:
         raise click.UsageError("set FRAUD_PIPELINE_WEBHOOK_URL and FRAUD_PIPELINE_WEBHOOK_SECRET_FILE")
-    sender = Sender(settings.webhook_url, read_secret(settings.webhook_secret_file))
+    sender = Sender(settings.webhook_url, read_secret(settings.webhook_secret_file), stop)
     where = settings.metrics_port if port is None else port
     endpoint = Endpoint(settings.metrics_host, where, metrics.registry, Health())
     with closing(Webhook(find_cluster(settings, SERVICE_TIMEOUT_S), settings, sender, metrics, stop)) as webhook:

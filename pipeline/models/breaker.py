@@ -7,7 +7,7 @@ from datetime import datetime
 from typing import Final
 
 from pipeline.decision.policy import BY_RULE
-from pipeline.decision.rules import RULES, Rule, RuleSet
+from pipeline.decision.rules import Rule, RuleSet
 from pipeline.kafka.readers.follower import TopicFollower
 from pipeline.learning.event_clock import EventClock
 from pipeline.models.contents import VersionContents
@@ -15,6 +15,7 @@ from pipeline.models.decision_feed import DecisionFields, PartitionDecisions, Re
 from pipeline.models.library import PublishedVersions
 from pipeline.models.publish import ControlWriter
 from pipeline.models.rule_changes import RuleChanges, Trip
+from pipeline.models.rule_records import RuleTrip, rule_figures
 from pipeline.settings import Settings
 from schemas.records import Record
 from schemas.topics import CONTROL
@@ -66,10 +67,8 @@ class RuleCounts:
         for code, hour in sorted(self.grown):
             rule = rules.find(code, active=True)
             if rule is not None and rule.is_active and (reason := self._exceeded(rule, hour)):
-                counts = {"hits": self._hits[code, hour], "alerts": self._alerts[code, hour]}
-                found[code] = Trip(
-                    rule, reason, {"event_hour": hour, **counts, "transactions": self._transactions[hour]}
-                )
+                hits, alerts = self._hits[code, hour], self._alerts[code, hour]
+                found[code] = Trip(rule, reason, RuleTrip(code, hour, hits, alerts, self._transactions[hour]))
         return list(found.values())
 
     def _exceeded(self, rule: Rule, hour: int) -> str:
@@ -141,9 +140,9 @@ class Breaker:
         self._published.add(control)
         activations = self._published.history.activations
         for activation in activations[self._known :]:
-            for change in activation.figures.get(RULES, ()):
-                if change["after"] == "active":
-                    self._counts.activated(change["code"], activation.activated_at)
+            for step in rule_figures(activation).rules:
+                if step.after == "active":
+                    self._counts.activated(step.code, activation.activated_at)
         self._known = len(activations)
 
     def _take(self, batches: Iterable[PartitionDecisions]) -> None:

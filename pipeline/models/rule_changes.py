@@ -3,8 +3,9 @@
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from functools import partial
-from typing import Any, Final, NamedTuple, Self
+from typing import Final, NamedTuple, Self
 
+from msgspec import to_builtins
 from msgspec.structs import replace
 
 from pipeline.decision.rules import (
@@ -24,6 +25,7 @@ from pipeline.models.library import PublishedVersions
 from pipeline.models.list_changes import active_lists
 from pipeline.models.publish import ControlWriter, ModelChange, VersionToPublish
 from pipeline.models.published_files import PublishedFiles
+from pipeline.models.rule_records import RuleFigures, RuleStep, RuleTest, RuleTrip, rule_test
 from pipeline.models.version_history import BREAKER
 from pipeline.scoring.errors import ModelError
 from pipeline.settings import Settings
@@ -41,7 +43,7 @@ class Trip(NamedTuple):
 
     rule: Rule
     reason: str
-    figures: dict[str, Any]
+    figures: RuleTrip
 
 
 class RuleChange(NamedTuple):
@@ -132,20 +134,21 @@ class RuleChanges:
         """The active set."""
         return self._published.model_set.rules
 
-    def history(self, code: str) -> Iterator[tuple[Activation, dict[str, Any]]]:
+    def history(self, code: str) -> Iterator[tuple[Activation, RuleStep]]:
         """Yield the activations that changed a rule, oldest first, and what each changed."""
-        yield from (found for found in self._published.history.rule_changes() if found[1]["code"] == code)
+        yield from (found for found in self._published.history.rule_changes() if found[1].code == code)
 
     def since(self) -> dict[tuple[str, str], datetime]:
         """Return when rules came into a state last, by code and state."""
         return self._published.history.rules_since()
 
-    def tests(self, rule: Rule) -> list[Assessment]:
+    def tests(self, rule: Rule) -> list[RuleTest]:
         """Return the tests of a rule's code on history, oldest first, whatever its text was."""
         return [
-            event
+            test
             for event in self._published.history.events
-            if isinstance(event, Assessment) and event.outcome == TESTED and event.figures.get("rule") == rule.code
+            if isinstance(event, Assessment) and event.outcome == TESTED
+            if (test := rule_test(event)) is not None and test.rule == rule.code
         ]
 
     def record_test(self, rule: Rule, days: int, history: str, by: str) -> None:
@@ -157,7 +160,7 @@ class RuleChanges:
             history: Name of the history.
             by: Who tested it.
         """
-        figures = {"rule": rule.code, "expression": rule.expression, "days": days, "history": history}
+        figures = to_builtins(RuleTest(rule.code, rule.expression, days, history))
         self._writer.note(
             Assessment(versions=[], outcome=TESTED, by=by, reason="", figures=figures, assessed_at=datetime.now(UTC))
         )
@@ -186,14 +189,15 @@ class RuleChanges:
                 "activate it with --untested"
             )
         if self._settings.second_approval:
-            published = [event for event, change in self.history(code) if change["after"] == "shadow"]
+            published = [event for event, change in self.history(code) if change.after == "shadow"]
+            if not published:
+                raise ModelError(f"nothing says who put rule {code!r} in shadow: retire it, and publish it again")
             refuse_proposer(self._published.history, published[-1], author.by, self._writer.key_id, f"rule {code!r}")
         return self._write(self.rules.without(code).with_rules(replace(found, state="active")), author)
 
     def is_tested(self, rule: Rule) -> bool:
         """Return whether the condition of a rule, as it is written, was tested on `TESTED_DAYS` of history."""
-        tested = (test.figures for test in self.tests(rule))
-        return any(test["expression"] == rule.expression and test["days"] >= TESTED_DAYS for test in tested)
+        return any(test.expression == rule.expression and test.days >= TESTED_DAYS for test in self.tests(rule))
 
     def retire(self, code: str, author: ChangeAuthor) -> RuleSet:
         """Take a rule out of the set, with what was to follow it."""
@@ -205,8 +209,9 @@ class RuleChanges:
         """Put active rules that have exceeded a cap in shadow; whatever else the set lacks does not hinder it."""
         stopped = self.rules.with_rules(*(replace(trip.rule, state="stopped") for trip in trips))
         reason = "; ".join(f"{trip.rule.code}: {trip.reason}" for trip in trips)
-        figures = {"trips": [{"code": trip.rule.code, **trip.figures} for trip in trips]}
-        return self._write(stopped, ChangeAuthor(BREAKER, reason), figures=figures, checked=False)
+        return self._write(
+            stopped, ChangeAuthor(BREAKER, reason), trips=[trip.figures for trip in trips], checked=False
+        )
 
     def adopt(self, author: ChangeAuthor) -> RuleSet:
         """Move the rules of the active policy to the set, where they stay active, and make a policy without active.
@@ -239,7 +244,7 @@ class RuleChanges:
         author: ChangeAuthor,
         others: Sequence[VersionToPublish] = (),
         *,
-        figures: dict[str, Any] | None = None,
+        trips: Sequence[RuleTrip] = (),
         checked: bool = True,
     ) -> RuleSet:
         """Write a set that differs from the active one, and its activation."""
@@ -248,20 +253,14 @@ class RuleChanges:
         if checked:
             self._refuse_unreadable(after)
             self._refuse_twice(after, adopts=bool(others))
-        step = ModelChange(
-            RULES,
-            author.by,
-            author.reason,
-            {
-                "before": {RULES: self.rules.version},
-                RULES: [
-                    {"code": code, "before": old and old.state, "after": new.state if new else "retired"}
-                    | ({"tests": len(self.tests(new)), "tested": self.is_tested(new)} if new else {})
-                    for code, old, new in changes
-                ],
-                **(figures or {}),
-            },
-        )
+        steps = [
+            RuleStep(code, old.state if old else None, new.state, len(self.tests(new)), self.is_tested(new))
+            if new
+            else RuleStep(code, old.state if old else None, "retired")
+            for code, old, new in changes
+        ]
+        figures = to_builtins(RuleFigures(steps, list(trips)))
+        step = ModelChange(RULES, author.by, author.reason, {"before": {RULES: self.rules.version}, **figures})
         contents = [*VersionToPublish.from_models(after), *others]
         self._writer.activate(self._writer.contents(contents), step)
         return after

@@ -2,11 +2,12 @@
 
 from collections.abc import Iterable, Iterator
 from datetime import datetime
-from typing import Any, Final, NamedTuple, Self
+from typing import Final, NamedTuple, Self
 
 from pipeline.kafka.readers.topic_reader import read_topic
 from pipeline.kafka.records.internal import TrustedRecords, not_counted
 from pipeline.kafka.session.quarantine import decode_control
+from pipeline.models.rule_records import RuleStep, rule_figures
 from pipeline.settings import Settings
 from schemas.messages import Activation, Assessment, Control, LearningSwitch, VersionReference
 from schemas.records import Record
@@ -123,15 +124,15 @@ class VersionHistory:
         """All activations, oldest first."""
         return [event for event in self.events if isinstance(event, Activation)]
 
-    def rule_changes(self) -> Iterator[tuple[Activation, dict[str, Any]]]:
+    def rule_changes(self) -> Iterator[tuple[Activation, RuleStep]]:
         """Yield the activations that changed rules, oldest first, once for each change."""
         for activation in self.activations:
-            for change in activation.figures.get("rules", ()):
-                yield activation, change
+            for step in rule_figures(activation).rules:
+                yield activation, step
 
     def rules_since(self) -> dict[tuple[str, str], datetime]:
         """Return when rules came into a state last, by code and state."""
-        return {(change["code"], change["after"]): event.activated_at for event, change in self.rule_changes()}
+        return {(step.code, step.after): event.activated_at for event, step in self.rule_changes()}
 
     @property
     def switch(self) -> LearningSwitch | None:

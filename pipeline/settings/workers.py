@@ -1,10 +1,12 @@
 """Settings of workers: their agents, local state, and how they are observed."""
 
+import re
 import socket
 from pathlib import Path
 from typing import Literal
+from urllib.parse import urlsplit
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, field_validator
 
 
 class WorkerSettings(BaseModel):
@@ -72,7 +74,6 @@ class WorkerSettings(BaseModel):
     )
     webhook_url: str = Field(
         default="",
-        pattern=r"^(https?://\S+)?$",
         repr=False,
         description="Address that `fraud-pipeline webhook` sends new cases and stopped rules to.",
     )
@@ -94,6 +95,18 @@ class WorkerSettings(BaseModel):
         description="Least level of log lines (`debug`, `info`, `warning`, `error`), then those of single loggers: "
         "`info,pipeline.kafka.librdkafka=error`.",
     )
+
+    @field_validator("webhook_url")
+    @classmethod
+    def _can_be_sent_to(cls, url: str) -> str:
+        try:
+            parts = urlsplit(url)
+            host, usable = (parts.hostname or "").encode("idna"), parts.port != 0 and "@" not in parts.netloc
+        except ValueError:
+            host, usable = b"", False
+        if url and not (host and usable and re.fullmatch(r"https?://[!-~]+", url)):
+            raise ValueError("it should be a web address in ASCII, with a host and without a user")
+        return url
 
     @property
     def agent_names(self) -> tuple[str, ...]:

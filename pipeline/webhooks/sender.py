@@ -1,20 +1,25 @@
 """One request of a webhook: a JSON body, signed as Standard Webhooks define it (standardwebhooks.com)."""
 
+import asyncio
 import base64
 import binascii
 import hashlib
 import hmac
+import threading
 import time
-import urllib.error
-import urllib.request
-from collections.abc import Callable
-from http.client import HTTPException
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
+from urllib.parse import quote
+
+from aiohttp import ClientError, ClientSession, ClientTimeout
+from yarl import URL
 
 from pipeline.protection.signing import KeyFileError, private_bytes
 
 TIMEOUT_S: Final = 10.0
+"""Longest time of a whole request, however often a byte of the answer comes."""
+_STOP_POLL_S: Final = 0.1
 _PREFIX: Final = "whsec_"
 _LEAST_SECRET_BYTES: Final = 24
 _PASSING: Final = frozenset({408, 425, 429})
@@ -36,16 +41,17 @@ class Sender:
     Args:
         url: Address of the receiver.
         secret: Key of the signatures.
+        stop: Ends a request that waits.
         clock: Returns seconds since 1970.
     """
 
-    def __init__(self, url: str, secret: bytes, clock: Callable[[], float] = time.time) -> None:
-        self._url, self._secret, self._clock = url, secret, clock
-        self._opener = urllib.request.build_opener(_NoRedirection)
+    def __init__(self, url: str, secret: bytes, stop: threading.Event, clock: Callable[[], float] = time.time) -> None:
+        # As it was given: a receiver may have signed it.
+        self._url, self._secret, self._stop, self._clock = URL(url, encoded=True), secret, stop, clock
 
     def send(self, event_id: str, body: bytes) -> Outcome:
         """Post an event once; its id stays the same however often it is sent."""
-        timestamp = str(int(self._clock()))
+        event_id, timestamp = quote(event_id), str(int(self._clock()))  # a rule's code is any text
         headers = {
             "Content-Type": "application/json",
             "User-Agent": "fraud-pipeline",
@@ -53,20 +59,31 @@ class Sender:
             "webhook-timestamp": timestamp,
             "webhook-signature": signature(self._secret, event_id, timestamp, body),
         }
-        request = urllib.request.Request(self._url, body, headers, method="POST")  # noqa: S310 -- http or https
+        return asyncio.run(self._outcome(headers, body))
+
+    async def _outcome(self, headers: Mapping[str, str], body: bytes) -> Outcome:
+        answer = asyncio.create_task(self._status(headers, body))
+        while not answer.done():
+            if self._stop.is_set():
+                return Outcome(False, False, "the service ends")
+            await asyncio.wait([answer], timeout=_STOP_POLL_S)
         try:
-            with self._opener.open(request, timeout=TIMEOUT_S) as response:
-                return Outcome(True, False, str(response.status))
-        except urllib.error.HTTPError as error:
-            with error:
-                return Outcome(False, error.code < 500 and error.code not in _PASSING, f"status {error.code}")
-        except (OSError, HTTPException) as error:
-            return Outcome(False, False, str(getattr(error, "reason", None) or error) or type(error).__name__)
+            status = answer.result()
+        except TimeoutError:
+            return Outcome(False, False, f"no answer within {TIMEOUT_S:g} s")
+        except (OSError, ClientError) as error:
+            # The text of some has the address, which may be a secret.
+            return Outcome(False, False, getattr(error, "message", "") or str(error) or type(error).__name__)
+        if status < 300:
+            return Outcome(True, False, str(status))
+        return Outcome(False, status < 500 and status not in _PASSING, f"status {status}")
 
-
-class _NoRedirection(urllib.request.HTTPRedirectHandler):
-    def redirect_request(self, *_: Any, **__: Any) -> None:
-        """Follow none: it would become a GET, or go to another host."""
+    async def _status(self, headers: Mapping[str, str], body: bytes) -> int:
+        async with (
+            ClientSession(timeout=ClientTimeout(total=TIMEOUT_S), trust_env=True) as session,
+            session.post(self._url, data=body, headers=headers, allow_redirects=False) as response,
+        ):
+            return response.status
 
 
 def signature(secret: bytes, event_id: str, timestamp: str, body: bytes) -> str:

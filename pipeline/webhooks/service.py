@@ -15,6 +15,7 @@ from pipeline.kafka.readers.committed_follower import CommittedFollower
 from pipeline.kafka.records.internal import TrustedRecords, not_counted, readable
 from pipeline.kafka.session.quarantine import decode_control
 from pipeline.kafka.writers.producer import RecordProducer
+from pipeline.models.rule_records import rule_figures
 from pipeline.models.version_history import BREAKER
 from pipeline.observability.metrics import DeclaredMetrics
 from pipeline.settings import Settings
@@ -111,9 +112,9 @@ class Webhook:
             return
         for _, item in self._trusted.readable([record], decode_control):
             if isinstance(item, Activation) and item.by == BREAKER:
-                for trip in item.figures.get("trips", ()):
-                    data = msgspec.Raw(_encode({**trip, "reason": item.reason}))
-                    event_id = f"control-{record.offset}-{trip['code']}"
+                for trip in rule_figures(item).trips:
+                    data = msgspec.Raw(_encode({**msgspec.to_builtins(trip), "reason": item.reason}))
+                    event_id = f"control-{record.offset}-{trip.code}"
                     yield Event(event_id, "rule.stopped", item.activated_at, data)
 
     def _is_first(self, record: Record, case_id: str) -> bool:
@@ -128,11 +129,10 @@ class Webhook:
         """Send an event until it is delivered, or refused for good; return False where the service has to end."""
         body, refusals, wait_s = event.body(), 0, self._first_wait_s
         while True:
+            self._metrics.show("webhook_waiting_seconds", time.time() - event.at.timestamp())
             outcome = self._sender.send(event.id, body)
-            self._metrics.show(
-                "webhook_waiting_seconds", 0 if outcome.delivered else time.time() - event.at.timestamp()
-            )
             if outcome.delivered:
+                self._metrics.show("webhook_waiting_seconds", 0)
                 self._metrics.count("webhook_events", "delivered")
                 return True
             refusals += outcome.permanent

@@ -2,7 +2,7 @@
 
 import threading
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, NamedTuple
 
@@ -32,6 +32,9 @@ class Receiver:
         self.released = threading.Event()
         """While it is clear, no request is answered."""
         self.released.set()
+        self.drips = False
+        """While it is true, no answer ends: a byte of its header comes now and then."""
+        self._closed = threading.Event()
         outer = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -42,6 +45,12 @@ class Receiver:
                     Request({name.lower(): text for name, text in self.headers.items()}, body, status)
                 )
                 outer.released.wait()
+                if outer.drips:
+                    with suppress(OSError):
+                        self.wfile.write(b"HTTP/1.1 204 No Content\r\nX: ")
+                        while not outer._closed.wait(0.1):
+                            self.wfile.write(b"x")
+                    return
                 self.send_response(status)
                 if status in range(300, 400):
                     self.send_header("Location", "/elsewhere")
@@ -65,6 +74,7 @@ class Receiver:
 
     def close(self) -> None:
         self.released.set()
+        self._closed.set()
         self._server.shutdown()
         self._server.server_close()
 

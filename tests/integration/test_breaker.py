@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from pipeline.models.library import PublishedVersions
-from schemas.messages import Decision
+from pipeline.models.publish import ControlWriter
+from schemas.messages import Activation, Decision
 from tests.helpers.backtest_inputs import backtest_of
 from tests.helpers.logs import after
 from tests.helpers.topics import Cluster, Starter, once
@@ -55,6 +56,8 @@ def test_partitions_stop_a_rule_through_a_death_and_the_breaker_stops_it_until_i
     assert len(partitions) > 1
     assert by_rule(cluster.decisions(), range(300)) == dict.fromkeys(partitions, CAP), "the cap outlives a worker"
 
+    unreadable = Activation(versions=[], activated_at=after(0), by="breaker", figures={"rules": [{}], "trips": [{}]})
+    ControlWriter(cluster.bootstrap, cluster.settings).note(unreadable)
     breaker = start(cluster.settings, *BREAKER)
     breaker.until_it_says("rule flood is stopped: it raised")
     listed = cluster.command("rules", "list", code=0).output
@@ -62,6 +65,7 @@ def test_partitions_stop_a_rule_through_a_death_and_the_breaker_stops_it_until_i
     shown = cluster.command("rules", "show", "flood", code=0).output
     assert "active -> stopped  by breaker: flood: it raised" in shown
     assert "max-alerts-per-hour: 15" in shown
+    assert breaker.output.count("counts as one without: Object missing required field `code`") == 1
     published = PublishedVersions.on(cluster.bootstrap, cluster.settings)
     stopped = published.model_set.rules.version
     assert published.history.events[-1].figures["trips"][0]["alerts"] > CAP

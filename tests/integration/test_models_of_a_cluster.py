@@ -1,6 +1,7 @@
 """The way of versions on a real broker, by commands, and a learn agent that heeds the switch."""
 
 import json
+import logging
 import urllib.request
 from collections.abc import Callable, Sequence
 from datetime import datetime, timedelta
@@ -95,12 +96,17 @@ def test_a_trained_version_takes_over_blend_and_audit_from_the_cluster(
     assert (shown["blend"], shown["audit"]["rate"]) == (0.25, 0.01)
 
 
-def test_who_has_read_before_somebody_else_wrote_writes_nothing(cluster: Cluster, models: Callable[..., str]) -> None:
+def test_who_has_read_before_somebody_else_wrote_writes_nothing(
+    cluster: Cluster, models: Callable[..., str], caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Or a line that another client has caused hides ours.
+    monkeypatch.setattr("pipeline.kafka.cluster.client_log.REPEAT_S", 0.0)
     cluster.publish(FIRST)
     late = VersionChanges.on(cluster.bootstrap, cluster.settings)
     models("policy", "set", "--threshold", "0.3", reason="Too few alerts.")
-    with pytest.raises(WriterFenced, match="look at what it wrote, and try again"):
+    with pytest.raises(WriterFenced, match=r"control at the same time, and nothing of this was written: run it again$"):
         late.set_policy({"blend": 0.5}, ChangeAuthor("dana", "Too late."))
+    assert [record.getMessage() for record in caplog.records if record.levelno >= logging.ERROR] == []
     shown = json.loads(models("policy", "show", "--json"))
     assert (shown["threshold"], shown["blend"]) == (0.3, 1.0)
 

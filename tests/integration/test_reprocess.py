@@ -276,7 +276,7 @@ def test_who_comes_later_is_the_only_one_who_writes(bought: Cluster) -> None:
     producer = TransactionalProducer(bought.bootstrap, bought.settings, f"{name}-reprocess")
     producer.write([TopicRecord(name, b"k", b"1")], [])
     other = TransactionalProducer(bought.bootstrap, bought.settings, f"{name}-reprocess")
-    with pytest.raises(DeliveryFailed, match="another process writes under the same id"):
+    with pytest.raises(DeliveryFailed, match="somebody else wrote to topic"):
         producer.write([TopicRecord(name, b"k", b"2")], [])
     other.write([TopicRecord(name, b"k", b"3")], [])
     values = {record.value for record in written(bought)}

@@ -76,7 +76,8 @@ def with_webhook(cluster: Cluster, tmp_path: Path, url: str) -> Settings:
 def running(cluster: Cluster, hook: Receiver) -> Iterator[CollectorRegistry]:
     """A webhook in this process that repeats at once."""
     metrics, stop = DeclaredMetrics(WEBHOOK_METRICS), threading.Event()
-    webhook = Webhook(cluster.bootstrap, cluster.settings, Sender(hook.url, SECRET), metrics, stop, first_wait_s=0.0)
+    sender = Sender(hook.url, SECRET, stop)
+    webhook = Webhook(cluster.bootstrap, cluster.settings, sender, metrics, stop, first_wait_s=0.0)
     thread = threading.Thread(target=webhook.run)
     thread.start()
     try:
@@ -160,11 +161,29 @@ def test_what_passes_is_sent_again_and_what_does_not_is_a_dead_letter(cluster: C
         assert "are not resent" in sent
 
 
+@pytest.mark.parametrize("timeout_s", [0.5, 3_600.0])
+def test_an_answer_that_drips_neither_holds_the_next_request_nor_the_end(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch, timeout_s: float
+) -> None:
+    monkeypatch.setattr("pipeline.webhooks.sender.TIMEOUT_S", timeout_s)
+    with receiver() as hook, running(cluster, hook) as registry:
+        hook.drips = True
+        raise_alert(cluster, 1, case=1)
+        eventually(lambda: len(hook.requests) == 1)
+        assert (registry.get_sample_value("fraud_pipeline_webhook_waiting_seconds") or 0) > 0
+        if timeout_s < 1:
+            eventually(lambda: (_count(registry, "failed") or 0) > 1)
+            hook.drips = False
+            eventually(lambda: _count(registry, "delivered") == 1)
+
+
 def test_stopped_rules_are_sent_and_other_changes_are_not(cluster: Cluster) -> None:
     with receiver() as hook, running(cluster, hook):
         writer = ControlWriter(cluster.bootstrap, cluster.settings)
-        trip = {"code": "flood", "alerts": 101, "event_hour": 500_000}
-        for by, figures in (("dana", {"trips": [trip]}), ("breaker", {}), ("breaker", {"trips": [trip]})):
+        trip = {"code": "flöd\n", "event_hour": 500_000, "hits": 101, "alerts": 101, "transactions": 2_210}
+        unreadable: list[dict[str, Any]] = [{"trips": [trip, {}]}, {"trips": None}, {"trips": [{**trip, "code": 5}]}]
+        of_breaker = [("breaker", figures) for figures in (*unreadable, {}, {"trips": [trip]})]
+        for by, figures in (("dana", {"trips": [trip]}), *of_breaker):
             writer.control(
                 Activation(
                     versions=[], step="rules", by=by, reason="flood: too many", figures=figures, activated_at=NOON
@@ -172,6 +191,7 @@ def test_stopped_rules_are_sent_and_other_changes_are_not(cluster: Cluster) -> N
             )
         eventually(lambda: len(hook.requests) == 1)
     (request,) = hook.requests
+    assert request.headers["webhook-id"].endswith("-fl%C3%B6d%0A")
     assert request.json == {
         "type": "rule.stopped", "timestamp": "2026-03-01T12:00:00Z", "data": {**trip, "reason": "flood: too many"},
     }  # fmt: skip

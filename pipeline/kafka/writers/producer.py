@@ -19,8 +19,8 @@ from schemas.records import Headers
 _FULL_QUEUE_POLL_S: Final = 0.05
 _TRANSACTION_CALL_S: Final = 10.0
 _TRANSACTION_TIMEOUT_S: Final = 60.0
-_ERRORS: Final = 3
-"""syslog's level: each attempt to begin while the broker still ends what an earlier user left open is a warning."""
+_SILENT: Final = logging.Logger("librdkafka", logging.CRITICAL + 1)
+"""Logger of transactional clients: what ends a transaction is in the error that the call raises."""
 _CREATE: Final = "create it with `fraud-pipeline topics`; if it exists, you may not see it"
 _REMEDIES: Final = {
     KafkaError.UNKNOWN_TOPIC_OR_PART: _CREATE,
@@ -192,7 +192,7 @@ class TransactionalProducer:
         """
         self._producer = Producer(
             producer_config(
-                bootstrap, transactional_id=transactional_id, settings=settings, overrides={"log_level": _ERRORS}
+                bootstrap, transactional_id=transactional_id, settings=settings, overrides={"logger": _SILENT}
             )
         )
         self._until_known("transactions", self._producer.init_transactions)
@@ -244,10 +244,11 @@ class TransactionalProducer:
             # Else its end is seen only once it has taken too long.
             with suppress(KafkaException):
                 self._producer.abort_transaction(_TRANSACTION_CALL_S)
-        text = f"records for {what} were not written: {cause.str()} ({cause.name()})"
         if cause.code() in FENCED:
-            advice = "another process writes under the same id: look at what it wrote, and try again"
-            return WriterFenced(f"{text}; {advice}")
+            return WriterFenced(
+                f"somebody else wrote to {what} at the same time, and nothing of this was written: run it again"
+            )
+        text = f"records for {what} were not written: {cause.str()} ({cause.name()})"
         advice = "look at the brokers"
         if cause.code() == KafkaError.TRANSACTIONAL_ID_AUTHORIZATION_FAILED:
             advice = "grant the transactional id, as `fraud-pipeline acl` shows"

@@ -240,7 +240,7 @@ class Writes:
 
     def write(self, records: list[TopicRecord], headers: list[tuple[str, bytes | None]]) -> None:
         if self._fenced:
-            raise DeliveryFailed("another process writes under the same id")
+            raise DeliveryFailed("somebody else wrote at the same time")
         self.transactions.append((records, tuple(headers)))
         self._happened.append(sum(record.topic == "candidate" for record in records))
 

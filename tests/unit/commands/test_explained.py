@@ -78,6 +78,26 @@ def test_a_setting_that_cannot_be_used_is_named_without_its_value(
     check_one_sentence(run("topics", **{**NOWHERE, **environment}), *parts)
 
 
+@pytest.mark.parametrize(
+    "url",
+    [
+        *("http://a..b/", "http://host/ä", "http://[::1/", "http://ho st/", "http:///path", "ftp://host/"),
+        *("http://host:99999/", "http://host:0/", "http://host:x/", f"http://{'a' * 64}.example/"),
+        f"https://user:{SECRET}@host/",
+    ],
+)
+def test_an_address_that_no_webhook_can_be_sent_to_is_refused(url: str) -> None:
+    check_one_sentence(
+        run("webhook", FRAUD_PIPELINE_WEBHOOK_URL=url),
+        "FRAUD_PIPELINE_WEBHOOK_URL cannot be used: it should be a web address in ASCII",
+    )
+
+
+@pytest.mark.parametrize("url", ["", "https://h.example/a?sig=a%2Fb#c", "http://127.0.0.1:80", "http://[::1]:8080/x"])
+def test_an_address_of_a_webhook_is_taken_as_it_is(url: str) -> None:
+    assert Settings(webhook_url=url).webhook_url == url
+
+
 def failing(error: Exception) -> click.Group:
     group = LazyGroup("program", lazy={})
     command = click.Command("fails", callback=lambda: (_ for _ in ()).throw(error))

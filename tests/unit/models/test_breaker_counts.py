@@ -35,7 +35,7 @@ def test_a_rule_trips_by_an_hour_of_all_partitions_and_anew_behind_an_activation
     assert counts.trips(RULES) == []
     add(counts, decisions(1))
     (trip,) = counts.trips(RULES)
-    assert (trip.rule.code, trip.figures["alerts"], trip.figures["event_hour"]) == ("few", 4, 5)
+    assert (trip.rule.code, trip.figures.alerts, trip.figures.event_hour) == ("few", 4, 5)
     assert trip.reason == "it raised 4 alerts in an hour of event time, of 3 at most"
 
     counts.activated("few", START + timedelta(minutes=5))
@@ -58,4 +58,4 @@ def test_a_share_of_the_hours_transactions_is_a_cap_for_tags_too() -> None:
     (trip,) = counts.trips(rules)
     assert trip.reason == "it hit 201 of an hour's 1,001 transactions, of 10.00% at most"
     add(counts, decisions(1, "tag", hour=5 + 200))
-    assert trip.figures["transactions"] == 1_001
+    assert trip.figures.transactions == 1_001

@@ -1,5 +1,6 @@
 """Changes of the set of rules: the steps of a rule, who may take them, and what is written."""
 
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,11 @@ from pipeline.models.known import KnownVersions
 from pipeline.models.rule_changes import RuleChanges, applied, differences
 from pipeline.scoring.errors import ModelError
 from pipeline.settings.features_file import read_features_file
+from schemas.messages import Activation, Assessment
 from tests.helpers.champion import policy, rule
 from tests.helpers.models import small_model
 from tests.unit.engine.test_engine_models import other_model
-from tests.unit.models.test_model_changes import DANA, Cluster
+from tests.unit.models.test_model_changes import DANA, NOW, Cluster
 
 MONA = ChangeAuthor("mona", "It is good.")
 A = rule("a", "amount > 5", state="draft")
@@ -59,7 +61,7 @@ def test_a_rule_takes_one_step_after_the_other(cluster: Cluster) -> None:
         changes(cluster).retire("c", DANA)
     changes(cluster).retire("a", DANA)
     assert states(cluster) == [("b", "draft")]
-    steps = [(event.by, change["before"], change["after"]) for event, change in changes(cluster).history("a")]
+    steps = [(event.by, change.before, change.after) for event, change in changes(cluster).history("a")]
     assert steps == [
         ("dana", None, "draft"),
         ("dana", "draft", "shadow"),
@@ -90,6 +92,11 @@ def test_a_second_person_activates_where_one_is_asked_for(cluster: Cluster, tmp_
     cluster._settings = cluster._settings.model_copy(update={"second_approval": True})
     with pytest.raises(ModelError, match="dana has proposed rule 'a'"):
         changes(cluster).activate("a", ChangeAuthor(" Dana", "Again."), untested=True)
+    written = cluster.items[-1]
+    cluster.items[-1] = replace(written, figures={"rules": [{}]})
+    with pytest.raises(ModelError, match="nothing says who put rule 'a' in shadow"):
+        changes(cluster).activate("a", MONA, untested=True)
+    cluster.items[-1] = written
     changes(cluster).activate("a", MONA, untested=True)
     assert states(cluster) == [("a", "active")]
 
@@ -103,18 +110,41 @@ def test_a_rule_is_activated_once_its_condition_was_tested(cluster: Cluster) -> 
             changes(cluster).activate("a", MONA)
     changes(cluster).record_test(replace(A, owner="mona"), 7, "history", "dana")
     assert len(cluster.items) == events + 4
-    assert [test.by for test in changes(cluster).tests(A)] == ["dana"] * 3
+    assert [test.days for test in changes(cluster).tests(A)] == [6, 30, 7]
     changes(cluster).activate("a", MONA)
     assert states(cluster) == [("a", "active")]
     (*_, (_, change)) = changes(cluster).history("a")
-    assert (change["tests"], change["tested"]) == (3, True)
+    assert (change.tests, change.tested) == (3, True)
+
+
+def test_figures_that_cannot_be_read_are_reported_once_and_count_as_none(
+    cluster: Cluster, caplog: pytest.LogCaptureFixture
+) -> None:
+    made: dict[str, Any] = {"versions": [], "by": "breaker", "reason": ""}
+    read = {"code": "a", "before": "draft", "after": "shadow"}
+    for second, steps in enumerate(([read, {}], [{"code": "a", "after": "active"}], 5, [read])):
+        at = NOW + timedelta(seconds=second)
+        cluster.control(Activation(**made, activated_at=at, figures={"rules": steps}))
+    for second, figures in enumerate(({"rule": "a"}, {"rule": "a", "expression": "amount > 5", "days": "7"})):
+        at = NOW + timedelta(seconds=second)
+        cluster.control(Assessment(**made, outcome="tested", assessed_at=at, figures=figures))
+    for _ in range(2):
+        found = changes(cluster)
+        assert [(event.activated_at.second - NOW.second, step.after) for event, step in found.history("a")] == [
+            (3, "shadow")
+        ]
+        assert list(found.since()) == [("a", "shadow")]
+        assert found.tests(A) == []
+    assert len([record for record in caplog.records if "counts as one without" in record.getMessage()]) == 5
+    changes(cluster).publish(A, DANA)
+    assert states(cluster) == [("a", "shadow")]
 
 
 def test_the_history_of_a_rule_names_it_untested(cluster: Cluster) -> None:
     changes(cluster).publish(A, DANA)
     changes(cluster).activate("a", MONA, untested=True)
     (*_, (_, change)) = changes(cluster).history("a")
-    assert (change["tests"], change["tested"]) == (0, False)
+    assert (change.tests, change.tested) == (0, False)
 
 
 def test_rules_of_a_policy_move_with_it_at_once(cluster: Cluster) -> None:
