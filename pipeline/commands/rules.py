@@ -113,7 +113,7 @@ def try_file(
         return
     changes = RuleChanges.on(*at, fence=False)
     source = f"{history}, lists of today" if figures.leaks else history
-    changes.record_test(rule, figures.days, source, by or user_name() or "unknown")
+    changes.record_test(rule, figures.filled_days, source, by or user_name() or "unknown")
     click.echo(printable(f"Recorded as test {len(changes.tests(rule)) + 1} of {rule.code}."))
 
 

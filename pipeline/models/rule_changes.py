@@ -33,7 +33,7 @@ from schemas.toml_files import suggestion
 TESTED: Final = "tested"
 """Outcome of an assessment of a rule on history."""
 TESTED_DAYS: Final = 7
-"""Days of history that a rule is tested on before it may be activated."""
+"""Days of history with transactions that a rule is tested on before it may be activated."""
 
 
 class Trip(NamedTuple):
@@ -153,7 +153,7 @@ class RuleChanges:
 
         Args:
             rule: The rule; its condition is what was tested.
-            days: Days of history that the figures are of.
+            days: Days with transactions that the figures are of.
             history: Name of the history.
             by: Who tested it.
         """
@@ -182,8 +182,8 @@ class RuleChanges:
         found = self._candidate(code, "shadow")
         if not (self.is_tested(found) or untested):
             raise ModelError(
-                f"rule {code!r} was not tested on {TESTED_DAYS} days of history: run `fraud-pipeline rules test`, or "
-                "activate it with --untested"
+                f"rule {code!r} was not tested on {TESTED_DAYS} days of history with transactions: run "
+                "`fraud-pipeline rules test`, or activate it with --untested"
             )
         if self._settings.second_approval:
             published = [event for event, change in self.history(code) if change["after"] == "shadow"]

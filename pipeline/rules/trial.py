@@ -40,6 +40,8 @@ class Figures(msgspec.Struct, frozen=True, kw_only=True):
     first_day: int
     """Days since 1970."""
     days: int
+    filled_days: int
+    """Those of them with a transaction."""
     transactions: int
     not_computed: int
     """Transactions from before a feature was declared; the other figures are without them."""
@@ -143,6 +145,7 @@ class Trial(Counted):
         return Figures(
             first_day=begins,
             days=width,
+            filled_days=len({day for _, day in computed}),
             transactions=totals[_ROWS],
             not_computed=int(sum(counts[_ROWS] for key, counts in inside.items() if key not in computed)),
             null=totals[_NULL],
