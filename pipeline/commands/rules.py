@@ -105,7 +105,8 @@ def try_file(
     rule, settings = _usable([read_rule(file)])[0], Settings()
     refuse_dropped([rule], settings)
     today, days = lists == "today", {"first": _day(start), "end": _day(end)}
-    figures = _show_figures(rule, history, settings, bootstrap, lists_of_today=today, **days)
+    figures = _figures(rule, history, settings, bootstrap, lists_of_today=today, **days)
+    click.echo("\n".join(figure_lines(rule.code, figures)))
     try:
         at = cluster(bootstrap)
     except ClusterNotFound:
@@ -206,11 +207,14 @@ def publish(rule: str, history: str | None, change: ChangeAuthor, at: Cluster) -
     """
     given = _usable([read_rule(Path(rule))])[0] if rule.endswith(FILE_SUFFIX) else rule
     bootstrap, settings = at()
-    published = RuleChanges.on(bootstrap, settings).publish(given, change)
-    _now_active(published)
-    code = given if isinstance(given, str) else given.code
-    if history and (found := published.find(code, active=False)):
-        _show_figures(found, history, settings, bootstrap, held_out=True)
+    found, figures = given if isinstance(given, Rule) else None, None
+    if history:
+        found = found or RuleChanges.on(bootstrap, settings, fence=False).rules.find(rule, active=False)
+        # What cannot be read is not published, and what is not published is not shown.
+        figures = found and _figures(found, history, settings, bootstrap, held_out=True)
+    _now_active(RuleChanges.on(bootstrap, settings).publish(given, change))
+    if found and figures:
+        click.echo("\n".join(figure_lines(found.code, figures)))
 
 
 @command.command()
@@ -244,19 +248,17 @@ def adopt(change: ChangeAuthor, at: Cluster) -> None:
     _now_active(RuleChanges.on(*at()).adopt(change))
 
 
-def _show_figures(
+def _figures(
     rule: Rule, history: str, settings: Settings, bootstrap: str | None, *, lists_of_today: bool = False, **chosen: Any
 ) -> "Figures":
-    """Print the figures of a rule on a history, and return them."""
+    """Return the figures of a rule on a history."""
     # What reads a history is loaded where one is read.
     from pipeline.rules.histories import read_history
     from pipeline.rules.trial import Trial
 
     trial = Trial(rule)
     found = read_history(trial, history, settings, lambda: cluster(bootstrap)[0], lists_of_today=lists_of_today)
-    figures = trial.figures(found, **chosen)
-    click.echo("\n".join(figure_lines(rule.code, figures)))
-    return figures
+    return trial.figures(found, **chosen)
 
 
 def _day(time: datetime | None) -> int | None:

@@ -36,3 +36,9 @@ def test_empty_days_between_two_transactions_are_no_test(
     cluster.command("rules", "publish", rule_file, *WHY, code=0)
     refused = cluster.command("rules", "activate", "tried", *WHY, code=1).output
     assert "'tried' was not tested on 7 days of history with transactions" in refused
+
+
+def test_a_history_that_cannot_be_read_publishes_nothing(cluster: Cluster, rule_file: str, tmp_path: Path) -> None:
+    cluster.publish()
+    cluster.command("rules", "publish", rule_file, "--on", str(tmp_path / "none.parquet"), *WHY, code=1)
+    assert "tried" not in cluster.command("rules", "list", code=0).output
