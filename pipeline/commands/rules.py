@@ -113,9 +113,7 @@ def try_file(
         click.echo("Not recorded: no cluster is named, or none answers.")
         return
     changes = RuleChanges.on(*at, fence=False)
-    source = f"{history}, lists of today" if figures.leaks else history
-    changes.record_test(rule, figures.filled_days, source, by or user_name() or "unknown")
-    click.echo(printable(f"Recorded as test {len(changes.tests(rule)) + 1} of {rule.code}."))
+    _record(changes, rule, history, figures, by or user_name() or "unknown")
 
 
 @command.command()
@@ -166,7 +164,9 @@ def show(code: str, bootstrap: str | None) -> None:
     for activation, change in history:
         steps = f"{change['before'] or 'new'} -> {change['after']}"
         tested = "" if change.get("tested") else ", untested"
-        tests = f" (tests: {change['tests']}{tested})" if change["after"] == "active" and "tests" in change else ""
+        looks = f", looks at the newest days: {change['looks']}" if change.get("looks") else ""
+        counted = change["after"] == "active" and "tests" in change
+        tests = f" (tests: {change['tests']}{looks}{tested})" if counted else ""
         text = f"{utc_text(activation.activated_at)}  {steps}{tests}  by {activation.by}: {activation.reason}"
         click.echo(printable(text))
 
@@ -203,7 +203,8 @@ def apply(directory: Path, yes: bool, change: ChangeAuthor, at: Cluster) -> None
 def publish(rule: str, history: str | None, change: ChangeAuthor, at: Cluster) -> None:
     """Put RULE in shadow, a draft of this code or a file: it is counted and stands on decisions, and raises nothing.
 
-    With --on, show then what it would have hit in the newest 14 days of a history, which `test` leaves out.
+    With --on, show then what it would have hit in the newest 14 days of a history, which `test` leaves out. Each look
+    is recorded.
     """
     given = _usable([read_rule(Path(rule))])[0] if rule.endswith(FILE_SUFFIX) else rule
     bootstrap, settings = at()
@@ -212,8 +213,10 @@ def publish(rule: str, history: str | None, change: ChangeAuthor, at: Cluster) -
         found = found or RuleChanges.on(bootstrap, settings, fence=False).rules.find(rule, active=False)
         # What cannot be read is not published, and what is not published is not shown.
         figures = found and _figures(found, history, settings, bootstrap, held_out=True)
-    _now_active(RuleChanges.on(bootstrap, settings).publish(given, change))
-    if found and figures:
+    changes = RuleChanges.on(bootstrap, settings)
+    _now_active(changes.publish(given, change))
+    if history and found and figures:
+        _record(changes, found, history, figures, change.by, held_out=True)
         click.echo("\n".join(figure_lines(found.code, figures)))
 
 
@@ -259,6 +262,16 @@ def _figures(
     trial = Trial(rule)
     found = read_history(trial, history, settings, lambda: cluster(bootstrap)[0], lists_of_today=lists_of_today)
     return trial.figures(found, **chosen)
+
+
+def _record(
+    changes: RuleChanges, rule: Rule, history: str, figures: "Figures", by: str, *, held_out: bool = False
+) -> None:
+    source = f"{history}, lists of today" if figures.leaks else history
+    changes.record_test(rule, figures.filled_days, source, by, held_out=held_out)
+    number = len(changes.tests(rule, held_out=held_out)) + 1
+    what = f"look {number} at the newest days" if held_out else f"test {number}"
+    click.echo(printable(f"Recorded as {what} of {rule.code}."))
 
 
 def _day(time: datetime | None) -> int | None:

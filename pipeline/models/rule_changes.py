@@ -140,15 +140,16 @@ class RuleChanges:
         """Return when rules came into a state last, by code and state."""
         return self._published.history.rules_since()
 
-    def tests(self, rule: Rule) -> list[Assessment]:
-        """Return the tests of a rule's code on history, oldest first, whatever its text was."""
+    def tests(self, rule: Rule, *, held_out: bool = False) -> list[Assessment]:
+        """Return the tests of a rule's code on history, or looks at the days held out, whatever its text was."""
         return [
             event
             for event in self._published.history.events
             if isinstance(event, Assessment) and event.outcome == TESTED and event.figures.get("rule") == rule.code
+            if event.figures.get("held_out", False) == held_out
         ]
 
-    def record_test(self, rule: Rule, days: int, history: str, by: str) -> None:
+    def record_test(self, rule: Rule, days: int, history: str, by: str, *, held_out: bool = False) -> None:
         """Record that a rule was tested; nothing changes.
 
         Args:
@@ -156,8 +157,10 @@ class RuleChanges:
             days: Days with transactions that the figures are of.
             history: Name of the history.
             by: Who tested it.
+            held_out: Whether it was a look at the days that tests leave out.
         """
         figures = {"rule": rule.code, "expression": rule.expression, "days": days, "history": history}
+        figures |= {"held_out": True} if held_out else {}
         self._writer.note(
             Assessment(versions=[], outcome=TESTED, by=by, reason="", figures=figures, assessed_at=datetime.now(UTC))
         )
@@ -221,6 +224,10 @@ class RuleChanges:
         after = RuleSet([*self.rules.rules, *moved])
         return self._write(after, author, VersionToPublish.from_models(policy.replace(old_rules=())))
 
+    def _tested(self, rule: Rule) -> dict[str, Any]:
+        tests, looks = (len(self.tests(rule, held_out=held_out)) for held_out in (False, True))
+        return {"tests": tests, "looks": looks, "tested": self.is_tested(rule)}
+
     def _candidate(self, code: str, state: State) -> Rule:
         found = self.rules.find(code, active=False)
         if found is None and self.rules.find(code, active=True) is not None:
@@ -256,7 +263,7 @@ class RuleChanges:
                 "before": {RULES: self.rules.version},
                 RULES: [
                     {"code": code, "before": old and old.state, "after": new.state if new else "retired"}
-                    | ({"tests": len(self.tests(new)), "tested": self.is_tested(new)} if new else {})
+                    | (self._tested(new) if new else {})
                     for code, old, new in changes
                 ],
                 **(figures or {}),

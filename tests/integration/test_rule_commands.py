@@ -42,3 +42,23 @@ def test_a_history_that_cannot_be_read_publishes_nothing(cluster: Cluster, rule_
     cluster.publish()
     cluster.command("rules", "publish", rule_file, "--on", str(tmp_path / "none.parquet"), *WHY, code=1)
     assert "tried" not in cluster.command("rules", "list", code=0).output
+
+
+def test_each_look_at_the_newest_days_is_recorded_and_is_no_test(
+    cluster: Cluster, rule_file: str, tmp_path: Path, frame: pd.DataFrame
+) -> None:
+    cluster.publish()
+    history = str(exported(tmp_path / "history", frame))
+    for look in (1, 2):
+        shown = cluster.command("rules", "publish", rule_file, "--on", history, *WHY, code=0).output
+        assert f"Recorded as look {look} at the newest days of tried." in shown
+        assert ": 14 days, " in shown
+        twice = cluster.command("rules", "publish", rule_file, "--on", history, *WHY, code=1).output
+        assert "hits:" not in twice
+        if look == 1:
+            cluster.command("rules", "retire", "tried", *WHY, code=0)
+    assert "was not tested on 7 days" in cluster.command("rules", "activate", "tried", *WHY, code=1).output
+    cluster.command("rules", "test", rule_file, "--on", history, "--by", "dana", code=0)
+    cluster.command("rules", "activate", "tried", *WHY, code=0)
+    shown = cluster.command("rules", "show", "tried", code=0).output
+    assert "shadow -> active (tests: 1, looks at the newest days: 2)  by dana" in shown
