@@ -19,10 +19,6 @@ LEAKS: Final = "The lists are those of today: what was listed since then leaks i
 
 def figure_lines(code: str, figures: "Figures") -> Iterator[str]:
     """Yield what a rule would have done."""
-    if not figures.days:
-        yield printable(f"{code}: these days have no transaction for which its features were computed")
-        yield f"  not computed: {figures.not_computed:,} transactions"
-        return
     first, last = (moment((figures.first_day + days) * US_PER_DAY)[:10] for days in (0, figures.days - 1))
     filled = "" if figures.filled_days == figures.days else f" ({figures.filled_days} with transactions)"
     days = f"{figures.days} days{filled}"

@@ -104,7 +104,7 @@ def try_file(
     """
     rule, settings = _usable([read_rule(file)])[0], Settings()
     refuse_dropped([rule], settings)
-    today, days = lists == "today", {"first": _day(start), "end": _day(end)}
+    today, days = lists == "today", _days(start, end)
     figures = _figures(rule, history, settings, bootstrap, lists_of_today=today, **days)
     click.echo("\n".join(figure_lines(rule.code, figures)))
     try:
@@ -127,13 +127,13 @@ def report(history: str, start: datetime | None, end: datetime | None, bootstrap
     from pipeline.rules.histories import read_history
     from pipeline.rules.set_report import SetReport
 
-    changes = RuleChanges.on(*cluster(bootstrap), fence=False)
+    days, changes = _days(start, end), RuleChanges.on(*cluster(bootstrap), fence=False)
     counted = SetReport(changes.rules)
     since = {key: moment.isoformat(timespec="seconds") for key, moment in changes.since().items()}
     found = read_history(counted, history, Settings(), lambda: cluster(bootstrap)[0])
     if found.leaks:
         click.echo(LEAKS, err=True)
-    worth = counted.worth(found, since, first=_day(start), end=_day(end))
+    worth = counted.worth(found, since, **days)
     print_facts(as_json, msgspec.to_builtins(worth), worth_lines(worth, datetime.now(UTC)))
 
 
@@ -274,8 +274,12 @@ def _record(
     click.echo(printable(f"Recorded as {what} of {rule.code}."))
 
 
-def _day(time: datetime | None) -> int | None:
-    return None if time is None else int(time.timestamp() // SECONDS_PER_DAY)
+def _days(start: datetime | None, end: datetime | None) -> dict[str, int | None]:
+    """Return the days of `--from` and `--to` since 1970; a usage error where there is none between them."""
+    first, last = (None if time is None else int(time.timestamp() // SECONDS_PER_DAY) for time in (start, end))
+    if first is not None and last is not None and first >= last:
+        raise click.UsageError("there is no day from --from to before --to: give --to a later one")
+    return {"first": first, "end": last}
 
 
 def _now_active(rules: RuleSet) -> None:

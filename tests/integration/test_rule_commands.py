@@ -5,6 +5,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from tests.helpers.logs import after
 from tests.helpers.topics import Cluster
 from tests.unit.rules.test_rule_history import A_DAY, exported, simulated
 
@@ -34,6 +35,10 @@ def test_empty_days_between_two_transactions_are_no_test(
     assert ": 7 days (2 with transactions), 2 transactions" in shown
     assert "Recorded as test 1 of tried." in shown
     cluster.command("rules", "publish", rule_file, *WHY, code=0)
+    day = f"{after(24 * 24):%Y-%m-%d}"
+    for chosen, reason in ((("--from", day), "among the newest 14"), (("--from", day, "--to", day), "there is no day")):
+        assert reason in cluster.command("rules", "test", rule_file, "--on", few, *chosen).output
+    assert "Recorded as test 2" in cluster.command("rules", "test", rule_file, "--on", few, code=0).output
     refused = cluster.command("rules", "activate", "tried", *WHY, code=1).output
     assert "'tried' was not tested on 7 days of history with transactions" in refused
 
