@@ -23,6 +23,7 @@ from pipeline.commands.shared_options import (
 )
 from pipeline.decision.rules import FILE_SUFFIX, Rule, RuleSet, condition_of
 from pipeline.expressions.trees import lines_of
+from pipeline.kafka.cluster.errors import TopicError
 from pipeline.models.changes import ChangeAuthor
 from pipeline.models.rule_changes import (
     TESTED_DAYS,
@@ -108,11 +109,13 @@ def try_file(
     figures = _figures(rule, history, settings, bootstrap, lists_of_today=today, **days)
     click.echo("\n".join(figure_lines(rule.code, figures)))
     try:
-        at = cluster(bootstrap)
+        changes = RuleChanges.on(*cluster(bootstrap), fence=False)
     except ClusterNotFound:
         click.echo("Not recorded: no cluster is named, or none answers.")
         return
-    changes = RuleChanges.on(*at, fence=False)
+    except TopicError as error:
+        click.echo(printable(f"Not recorded: {error}."))
+        return
     _record(changes, rule, history, figures, by or user_name() or "unknown")
 
 

@@ -5,8 +5,9 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from pipeline.settings import Settings
 from tests.helpers.logs import after
-from tests.helpers.topics import Cluster
+from tests.helpers.topics import Cluster, command
 from tests.unit.rules.test_rule_history import A_DAY, exported, simulated
 
 pytestmark = pytest.mark.broker
@@ -67,3 +68,12 @@ def test_each_look_at_the_newest_days_is_recorded_and_is_no_test(
     cluster.command("rules", "activate", "tried", *WHY, code=0)
     shown = cluster.command("rules", "show", "tried", code=0).output
     assert "shadow -> active (tests: 1, looks at the newest days: 2)  by dana" in shown
+
+
+def test_a_cluster_without_topics_records_no_test(
+    kafka_settings: Settings, rule_file: str, tmp_path: Path, frame: pd.DataFrame
+) -> None:
+    history = str(exported(tmp_path / "history", frame))
+    shown = command(kafka_settings, "rules", "test", rule_file, "--on", history, code=0).output
+    assert "  hits: " in shown
+    assert f"Not recorded: there is no topic {kafka_settings.topic('control')}" in shown
