@@ -77,3 +77,14 @@ def test_a_cluster_without_topics_records_no_test(
     shown = command(kafka_settings, "rules", "test", rule_file, "--on", history, code=0).output
     assert "  hits: " in shown
     assert f"Not recorded: there is no topic {kafka_settings.topic('control')}" in shown
+
+
+@pytest.mark.parametrize("name", ["", "  ", "dana\n", "da\x1b[2Kna", "\u202eanad"])
+def test_a_name_that_nobody_can_read_changes_nothing(cluster: Cluster, rule_file: str, name: str) -> None:
+    why = ("--reason", "A test.", "--by")
+    for arguments in (
+        ("rules", "retire", "large-amount", *why, name),
+        ("rules", "test", rule_file, "--on", "nowhere", "--by", name),
+        ("lists", "add", "bad", "c1", "--kind", "block", "--field", "card_id", *why, "dana", "--owner", name),
+    ):
+        assert "takes a name on one line" in cluster.command(*arguments, code=2).output
