@@ -325,8 +325,8 @@ def _change_lines(rules: RuleSet, change: RuleChange) -> Iterator[str]:
         return
     yield printable(f"{code}: {'new' if before is None else f'differs from the {before.state} version'}, a draft")
     old, new = ([] if rule is None else list(_lines(rule))[1:] for rule in (before, after))
-    yield from (f"  - {line}" for line in old if line not in new)
-    yield from (f"  + {line}" for line in new if line not in old)
+    yield from (f"  -{line[1:]}" for line in old if line not in new)
+    yield from (f"  +{line[1:]}" for line in new if line not in old)
 
 
 def _lines(rule: Rule) -> Iterator[str]:
