@@ -19,12 +19,10 @@ LEAKS: Final = "The lists are those of today: what was listed since then leaks i
 
 def figure_lines(code: str, figures: "Figures") -> Iterator[str]:
     """Yield what a rule would have done."""
-    if not figures.days:
-        yield printable(f"{code}: these days have no transaction for which its features were computed")
-        yield f"  not computed: {figures.not_computed:,} transactions"
-        return
     first, last = (moment((figures.first_day + days) * US_PER_DAY)[:10] for days in (0, figures.days - 1))
-    yield printable(f"{code} from {first} to {last}: {figures.days} days, {figures.transactions:,} transactions")
+    filled = "" if figures.filled_days == figures.days else f" ({figures.filled_days} with transactions)"
+    days = f"{figures.days} days{filled}"
+    yield printable(f"{code} from {first} to {last}: {days}, {figures.transactions:,} transactions")
     yield f"  hits: {figures.hits:,}, {_estimate(figures.hits_a_day)} a day"
     yield f"  unknown (NULL): {figures.null / figures.transactions:.2%} of the transactions"
     yield from _not_computed(figures.not_computed)

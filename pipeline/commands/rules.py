@@ -18,11 +18,13 @@ from pipeline.commands.shared_options import (
     change_options,
     cluster,
     json_option,
+    person,
     print_facts,
     user_name,
 )
 from pipeline.decision.rules import FILE_SUFFIX, Rule, RuleSet, condition_of
 from pipeline.expressions.trees import lines_of
+from pipeline.kafka.cluster.errors import TopicError
 from pipeline.models.changes import ChangeAuthor
 from pipeline.models.rule_changes import (
     TESTED_DAYS,
@@ -103,18 +105,20 @@ def try_file(
     Each test is recorded on the cluster, where one can be reached.
     """
     rule, settings = _usable([read_rule(file)])[0], Settings()
+    tester = person("--by", (user_name() or "unknown") if by is None else by)
     refuse_dropped([rule], settings)
-    today, days = lists == "today", {"first": _day(start), "end": _day(end)}
-    figures = _show_figures(rule, history, settings, bootstrap, lists_of_today=today, **days)
+    today, days = lists == "today", _days(start, end)
+    figures = _figures(rule, history, settings, bootstrap, lists_of_today=today, **days)
+    click.echo("\n".join(figure_lines(rule.code, figures)))
     try:
-        at = cluster(bootstrap)
+        changes = RuleChanges.on(*cluster(bootstrap), fence=False)
     except ClusterNotFound:
         click.echo("Not recorded: no cluster is named, or none answers.")
         return
-    changes = RuleChanges.on(*at, fence=False)
-    source = f"{history}, lists of today" if figures.leaks else history
-    changes.record_test(rule, figures.days, source, by or user_name() or "unknown")
-    click.echo(printable(f"Recorded as test {len(changes.tests(rule)) + 1} of {rule.code}."))
+    except TopicError as error:
+        click.echo(printable(f"Not recorded: {error}."))
+        return
+    _record(changes, rule, history, figures, tester)
 
 
 @command.command()
@@ -128,13 +132,13 @@ def report(history: str, start: datetime | None, end: datetime | None, bootstrap
     from pipeline.rules.histories import read_history
     from pipeline.rules.set_report import SetReport
 
-    changes = RuleChanges.on(*cluster(bootstrap), fence=False)
+    days, changes = _days(start, end), RuleChanges.on(*cluster(bootstrap), fence=False)
     counted = SetReport(changes.rules)
     since = {key: moment.isoformat(timespec="seconds") for key, moment in changes.since().items()}
     found = read_history(counted, history, Settings(), lambda: cluster(bootstrap)[0])
     if found.leaks:
         click.echo(LEAKS, err=True)
-    worth = counted.worth(found, since, first=_day(start), end=_day(end))
+    worth = counted.worth(found, since, **days)
     print_facts(as_json, msgspec.to_builtins(worth), worth_lines(worth, datetime.now(UTC)))
 
 
@@ -165,7 +169,9 @@ def show(code: str, bootstrap: str | None) -> None:
     for activation, change in history:
         steps = f"{change.before or 'new'} -> {change.after}"
         tested = "" if change.tested else ", untested"
-        tests = f" (tests: {change.tests}{tested})" if change.after == "active" and change.tests is not None else ""
+        looks = f", looks at the newest days: {change.looks}" if change.looks else ""
+        counted = change.after == "active" and change.tests is not None
+        tests = f" (tests: {change.tests}{looks}{tested})" if counted else ""
         text = f"{utc_text(activation.activated_at)}  {steps}{tests}  by {activation.by}: {activation.reason}"
         click.echo(printable(text))
 
@@ -202,15 +208,21 @@ def apply(directory: Path, yes: bool, change: ChangeAuthor, at: Cluster) -> None
 def publish(rule: str, history: str | None, change: ChangeAuthor, at: Cluster) -> None:
     """Put RULE in shadow, a draft of this code or a file: it is counted and stands on decisions, and raises nothing.
 
-    With --on, show then what it would have hit in the newest 14 days of a history, which `test` leaves out.
+    With --on, show then what it would have hit in the newest 14 days of a history, which `test` leaves out. Each look
+    is recorded.
     """
     given = _usable([read_rule(Path(rule))])[0] if rule.endswith(FILE_SUFFIX) else rule
     bootstrap, settings = at()
-    published = RuleChanges.on(bootstrap, settings).publish(given, change)
-    _now_active(published)
-    code = given if isinstance(given, str) else given.code
-    if history and (found := published.find(code, active=False)):
-        _show_figures(found, history, settings, bootstrap, held_out=True)
+    found, figures = given if isinstance(given, Rule) else None, None
+    if history:
+        found = found or RuleChanges.on(bootstrap, settings, fence=False).rules.find(rule, active=False)
+        # What cannot be read is not published, and what is not published is not shown.
+        figures = found and _figures(found, history, settings, bootstrap, held_out=True)
+    changes = RuleChanges.on(bootstrap, settings)
+    _now_active(changes.publish(given, change))
+    if history and found and figures:
+        _record(changes, found, history, figures, change.by, held_out=True)
+        click.echo("\n".join(figure_lines(found.code, figures)))
 
 
 @command.command()
@@ -244,23 +256,35 @@ def adopt(change: ChangeAuthor, at: Cluster) -> None:
     _now_active(RuleChanges.on(*at()).adopt(change))
 
 
-def _show_figures(
+def _figures(
     rule: Rule, history: str, settings: Settings, bootstrap: str | None, *, lists_of_today: bool = False, **chosen: Any
 ) -> "Figures":
-    """Print the figures of a rule on a history, and return them."""
+    """Return the figures of a rule on a history."""
     # What reads a history is loaded where one is read.
     from pipeline.rules.histories import read_history
     from pipeline.rules.trial import Trial
 
     trial = Trial(rule)
     found = read_history(trial, history, settings, lambda: cluster(bootstrap)[0], lists_of_today=lists_of_today)
-    figures = trial.figures(found, **chosen)
-    click.echo("\n".join(figure_lines(rule.code, figures)))
-    return figures
+    return trial.figures(found, **chosen)
 
 
-def _day(time: datetime | None) -> int | None:
-    return None if time is None else int(time.timestamp() // SECONDS_PER_DAY)
+def _record(
+    changes: RuleChanges, rule: Rule, history: str, figures: "Figures", by: str, *, held_out: bool = False
+) -> None:
+    source = f"{history}, lists of today" if figures.leaks else history
+    changes.record_test(rule, figures.filled_days, source, by, held_out=held_out)
+    number = len(changes.tests(rule, held_out=held_out)) + 1
+    what = f"look {number} at the newest days" if held_out else f"test {number}"
+    click.echo(printable(f"Recorded as {what} of {rule.code}."))
+
+
+def _days(start: datetime | None, end: datetime | None) -> dict[str, int | None]:
+    """Return the days of `--from` and `--to` since 1970; a usage error where there is none between them."""
+    first, last = (None if time is None else int(time.timestamp() // SECONDS_PER_DAY) for time in (start, end))
+    if first is not None and last is not None and first >= last:
+        raise click.UsageError("there is no day from --from to before --to: give --to a later one")
+    return {"first": first, "end": last}
 
 
 def _now_active(rules: RuleSet) -> None:
@@ -301,8 +325,8 @@ def _change_lines(rules: RuleSet, change: RuleChange) -> Iterator[str]:
         return
     yield printable(f"{code}: {'new' if before is None else f'differs from the {before.state} version'}, a draft")
     old, new = ([] if rule is None else list(_lines(rule))[1:] for rule in (before, after))
-    yield from (f"  - {line}" for line in old if line not in new)
-    yield from (f"  + {line}" for line in new if line not in old)
+    yield from (f"  -{line[1:]}" for line in old if line not in new)
+    yield from (f"  +{line[1:]}" for line in new if line not in old)
 
 
 def _lines(rule: Rule) -> Iterator[str]:

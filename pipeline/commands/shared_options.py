@@ -9,6 +9,7 @@ import click
 
 from pipeline.broker.running import ClusterNotFound, find_cluster
 from pipeline.commands.model_text import json_line
+from pipeline.decision.rules import CONTROL
 from pipeline.models.changes import ChangeAuthor
 from pipeline.settings import Settings
 
@@ -34,12 +35,21 @@ def change_options(function: F) -> F:
     def with_change(bootstrap: str | None, reason: str, by: str | None, **given: Any) -> Any:
         if not reason.strip():
             raise click.UsageError("give a reason with --reason: one sentence that the next person can read")
-        if not (name := by or user_name()):
+        if (name := user_name() if by is None else by) is None:
             raise click.UsageError("this system knows no user name: name yourself with --by")
-        change = ChangeAuthor(name, reason.strip())
+        change = ChangeAuthor(person("--by", name), reason.strip())
+        if given.get("owner") is not None:
+            given["owner"] = person("--owner", given["owner"])
         return function(change=change, at=functools.partial(cluster, bootstrap), **given)
 
     return cast(F, with_change)
+
+
+def person(option: str, name: str) -> str:
+    """Return a name that an option gives, without blanks around it; a usage error for one that nobody can read."""
+    if not name.strip() or CONTROL.search(name):
+        raise click.UsageError(f"{option} takes a name on one line, without control characters, not {name!r}")
+    return name.strip()
 
 
 def print_facts(as_json: bool, value: Any, lines: Iterable[str]) -> None:

@@ -80,8 +80,8 @@ class ListOutcome(NamedTuple):
     """Block lists select them, whatever else holds; None: no one."""
     quiet: NDArray[np.bool_] | None
     """Neither score nor rules select them; None: no one."""
-    matched: NDArray[np.bool_]
-    """A rule that is not suppressed alerts."""
+    left: NDArray[np.object_]
+    """Hits without those of active rules that a list overrules, or whose alert a block list raises already."""
     listed: NDArray[np.object_]
     """`Listed` of each."""
 
@@ -254,25 +254,25 @@ class ListSet:
         """
         n = len(hits)
         blocked, quiet, some = np.zeros((3, n), np.bool_)
-        matched, listed = rules.alerts(hits), unlisted(n)
+        left, listed = hits.copy(), unlisted(n)
         held: list[tuple[_Entries, NDArray[np.bool_]]] = []
         of_rules = []
         for entries in self._ordered():
             if entries.definition.field == RULE:
                 of_rules.append(entries)
-                some |= matched
+                some |= rules.alerts(hits)
             elif (holds := entries.holds(texts[entries.definition.field], event_time_us)).any():
                 held.append((entries, holds))
                 some |= holds
         for row in np.flatnonzero(some).tolist():
-            codes = {rules.evaluated[number].code: None for number in hits[row] if number < rules.alerting}
+            codes = {rules.evaluated[number].code: number for number in hits[row] if number < rules.alerting}
             found = [entries for entries, holds in held if holds[row]]
             named: dict[str, list[str]] = {kind: [] for kind in LIST_KINDS}
             for entries in found:
                 named[entries.definition.kind].append(entries.name_of(texts[entries.definition.field][row]))
             overruled: dict[str, list[str]] = {}
             if named[BLOCK]:
-                blocked[row] = True
+                blocked[row], left[row] = True, ()
                 overruled[named[BLOCK][0]] = [*named[SUPPRESS], *named[ALLOW]]
             else:
                 for entries in of_rules if not named[SUPPRESS] else ():
@@ -281,11 +281,11 @@ class ListSet:
                         del codes[code]
                 if by := [*named[SUPPRESS], *named[ALLOW]]:
                     overruled[by[0]] = [*(["score"] if by_score[row] else []), *codes]
-                quiet[row], matched[row] = bool(by), bool(codes) and not by
+                quiet[row], left[row] = bool(by), () if by else tuple(codes.values())
             parts = tuple((by, tuple(what[:MOST_HITS])) for by, what in overruled.items() if what)
             if found or parts:
                 listed[row] = Listed(tuple(entries.definition.name for entries in found[:MOST_HITS]), parts)
-        return ListOutcome(blocked, quiet, matched, listed)
+        return ListOutcome(blocked, quiet, left, listed)
 
     def _ordered(self) -> list[_Entries]:
         """Return the lists that have entries, in the order in which they count."""

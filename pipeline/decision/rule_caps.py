@@ -16,7 +16,7 @@ MOST_COUNTED: Final = 150
 """Rules that a partition counts, those with most alerts: counts stand beside a committed offset, in 4,096 bytes."""
 
 Bound = Callable[[RuleSet, NDArray[np.object_], NDArray[np.bool_]], NDArray[np.object_]]
-"""Return the hits of n rows, in which rules are stopped, from their hits and from which rows the score alerts on."""
+"""Return n rows' hits, in which rules are stopped, from those that lists leave and which rows the score alerts on."""
 
 
 class _Counts(msgspec.Struct, frozen=True, array_like=True):
@@ -58,7 +58,7 @@ class PartitionCaps:
 
         Args:
             rules: The set that has hit.
-            hits: Numbers of its rules that hit each row, ascending.
+            hits: Numbers of its rules that hit each row, ascending, without those that lists overrule.
             by_score: True where the score alerts by itself, so that a rule adds no alert; shape (n,).
             event_time_us: Shape (n,).
         """

@@ -4,6 +4,7 @@ import logging
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime
+from itertools import chain
 from typing import Final
 
 from pipeline.decision.policy import BY_RULE
@@ -51,10 +52,11 @@ class RuleCounts:
         """Take in decisions, each with its event hour since 1970."""
         self._transactions.update(hours)
         for hour, decision in zip(hours, decided, strict=True):
+            overruled = {*chain(*decision.overruled.values())}
             for code in decision.rule_hits:
                 if code in self._since and decision.decided_at >= self._since[code]:
                     self._hits[code, hour] += 1
-                    self._alerts[code, hour] += decision.selection == BY_RULE
+                    self._alerts[code, hour] += decision.selection == BY_RULE and code not in overruled
                     self.grown.add((code, hour))
         if len(self._transactions) > 2 * KEPT_HOURS:
             kept = set(sorted(self._transactions)[-KEPT_HOURS:])

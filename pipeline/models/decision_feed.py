@@ -46,6 +46,7 @@ class DecisionFields(msgspec.Struct, frozen=True, gc=False):
     decided_at: datetime
     selection: str | None = None
     rule_hits: list[str] = []
+    overruled: dict[str, list[str]] = {}
 
 
 decode_decided: Final = msgspec.json.Decoder(DecisionFields).decode

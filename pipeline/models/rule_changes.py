@@ -35,7 +35,7 @@ from schemas.toml_files import suggestion
 TESTED: Final = "tested"
 """Outcome of an assessment of a rule on history."""
 TESTED_DAYS: Final = 7
-"""Days of history that a rule is tested on before it may be activated."""
+"""Days of history with transactions that a rule is tested on before it may be activated."""
 
 
 class Trip(NamedTuple):
@@ -142,25 +142,26 @@ class RuleChanges:
         """Return when rules came into a state last, by code and state."""
         return self._published.history.rules_since()
 
-    def tests(self, rule: Rule) -> list[RuleTest]:
-        """Return the tests of a rule's code on history, oldest first, whatever its text was."""
+    def tests(self, rule: Rule, *, held_out: bool = False) -> list[RuleTest]:
+        """Return the tests of a rule's code on history, or looks at the days held out, whatever its text was."""
         return [
             test
             for event in self._published.history.events
             if isinstance(event, Assessment) and event.outcome == TESTED
-            if (test := rule_test(event)) is not None and test.rule == rule.code
+            if (test := rule_test(event)) is not None and (test.rule, test.held_out) == (rule.code, held_out)
         ]
 
-    def record_test(self, rule: Rule, days: int, history: str, by: str) -> None:
+    def record_test(self, rule: Rule, days: int, history: str, by: str, *, held_out: bool = False) -> None:
         """Record that a rule was tested; nothing changes.
 
         Args:
             rule: The rule; its condition is what was tested.
-            days: Days of history that the figures are of.
+            days: Days with transactions that the figures are of.
             history: Name of the history.
             by: Who tested it.
+            held_out: Whether it was a look at the days that tests leave out.
         """
-        figures = to_builtins(RuleTest(rule.code, rule.expression, days, history))
+        figures = to_builtins(RuleTest(rule.code, rule.expression, days, history, held_out))
         self._writer.note(
             Assessment(versions=[], outcome=TESTED, by=by, reason="", figures=figures, assessed_at=datetime.now(UTC))
         )
@@ -185,8 +186,8 @@ class RuleChanges:
         found = self._candidate(code, "shadow")
         if not (self.is_tested(found) or untested):
             raise ModelError(
-                f"rule {code!r} was not tested on {TESTED_DAYS} days of history: run `fraud-pipeline rules test`, or "
-                "activate it with --untested"
+                f"rule {code!r} was not tested on {TESTED_DAYS} days of history with transactions: run "
+                "`fraud-pipeline rules test`, or activate it with --untested"
             )
         if self._settings.second_approval:
             published = [event for event, change in self.history(code) if change.after == "shadow"]
@@ -226,6 +227,13 @@ class RuleChanges:
         after = RuleSet([*self.rules.rules, *moved])
         return self._write(after, author, VersionToPublish.from_models(policy.replace(old_rules=())))
 
+    def _step(self, code: str, old: Rule | None, new: Rule | None) -> RuleStep:
+        before = old.state if old else None
+        if new is None:
+            return RuleStep(code, before, "retired")
+        tests, looks = (len(self.tests(new, held_out=held_out)) for held_out in (False, True))
+        return RuleStep(code, before, new.state, tests, looks, self.is_tested(new))
+
     def _candidate(self, code: str, state: State) -> Rule:
         found = self.rules.find(code, active=False)
         if found is None and self.rules.find(code, active=True) is not None:
@@ -253,13 +261,7 @@ class RuleChanges:
         if checked:
             self._refuse_unreadable(after)
             self._refuse_twice(after, adopts=bool(others))
-        steps = [
-            RuleStep(code, old.state if old else None, new.state, len(self.tests(new)), self.is_tested(new))
-            if new
-            else RuleStep(code, old.state if old else None, "retired")
-            for code, old, new in changes
-        ]
-        figures = to_builtins(RuleFigures(steps, list(trips)))
+        figures = to_builtins(RuleFigures([self._step(*change) for change in changes], list(trips)))
         step = ModelChange(RULES, author.by, author.reason, {"before": {RULES: self.rules.version}, **figures})
         contents = [*VersionToPublish.from_models(after), *others]
         self._writer.activate(self._writer.contents(contents), step)

@@ -22,6 +22,8 @@ class RuleStep(msgspec.Struct, frozen=True, omit_defaults=True):
     after: str
     tests: _Count | None = None
     """Number of tests of its code on history; None for a rule that was retired."""
+    looks: _Count = 0
+    """Number of looks at the newest days, which tests leave out."""
     tested: bool = False
 
 
@@ -43,7 +45,7 @@ class RuleFigures(msgspec.Struct, frozen=True, omit_defaults=True):
     trips: list[RuleTrip] = []
 
 
-class RuleTest(msgspec.Struct, frozen=True):
+class RuleTest(msgspec.Struct, frozen=True, omit_defaults=True):
     """The figures of an assessment of a rule on history."""
 
     rule: str
@@ -52,6 +54,8 @@ class RuleTest(msgspec.Struct, frozen=True):
     days: _Count
     history: str
     """Name of the history."""
+    held_out: bool = False
+    """Whether it was a look at the newest days, which tests leave out."""
 
 
 F = TypeVar("F", bound=msgspec.Struct)

@@ -13,6 +13,7 @@ from pipeline.decision.rule_program import Read, RuleProgram
 from pipeline.decision.rules import FIELDS, Rule, condition_of
 from pipeline.expressions.trees import Condition, Node, text_of
 from pipeline.rules.hits import Counted, HitHistory, Hits, day_span
+from pipeline.scoring.errors import ModelError
 from schemas.times import US_PER_DAY
 
 HELD_OUT_DAYS: Final = 14
@@ -40,6 +41,8 @@ class Figures(msgspec.Struct, frozen=True, kw_only=True):
     first_day: int
     """Days since 1970."""
     days: int
+    filled_days: int
+    """Those of them with a transaction."""
     transactions: int
     not_computed: int
     """Transactions from before a feature was declared; the other figures are without them."""
@@ -119,6 +122,9 @@ class Trial(Counted):
             held_out: Of the newest `HELD_OUT_DAYS`, else of the days before them.
             first: First day, in days since 1970; None: that of the history.
             end: Day to end before, likewise.
+
+        Raises:
+            ModelError: In these days nothing was computed.
         """
         hits, maturity_us, kernels, leaks = history
         usable = self._usable(kernels, self.features)
@@ -127,7 +133,18 @@ class Trial(Counted):
         days = range(max(shown.start, first or 0), shown.stop if end is None else min(shown.stop, end))
         inside = {key: counts for key, counts in self._days.items() if key[1] in days}
         computed = {key: counts for key, counts in inside.items() if key[0] in usable}
-        begins, width = day_span(computed) or (cut, 0)
+        if (span := day_span(computed)) is None:
+            oldest = min((day for _, day in self._days), default=None)
+            if oldest is None:
+                raise ModelError("the history has no decided transaction: there is nothing to try a rule on")
+            if not held_out and max(days.start, oldest) >= cut:
+                raise ModelError(
+                    f"these days are among the newest {HELD_OUT_DAYS} of the history, which only `rules publish --on` "
+                    "shows: take older ones"
+                )
+            rows = sum(int(counts[_ROWS]) for counts in inside.values())
+            raise ModelError(f"of the {rows:,} transactions of these days, none has the features that the rule reads")
+        begins, width = span
         totals = sum(computed.values(), np.zeros(_NEAR + len(self._parts), np.int64)).tolist()
         day = hits.event_time_us // US_PER_DAY
         hits = hits.take(np.isin(hits.kernel, usable) & (day >= days.start) & (day < days.stop))
@@ -143,6 +160,7 @@ class Trial(Counted):
         return Figures(
             first_day=begins,
             days=width,
+            filled_days=len({day for _, day in computed}),
             transactions=totals[_ROWS],
             not_computed=int(sum(counts[_ROWS] for key, counts in inside.items() if key not in computed)),
             null=totals[_NULL],
@@ -206,8 +224,6 @@ def _estimates(
 ) -> dict[str, Estimate | None]:
     """Return the figures that have intervals, each day drawn with all that it holds."""
     names = ("hits_a_day", "precision", "fraud_money_a_day", "new_a_day")
-    if not width:
-        return dict.fromkeys(names)
     day = hits.event_time_us // US_PER_DAY - first
     weights = [None, mature, fraud, hits.amount * fraud, new]
     by_day = np.array([np.bincount(day, weight, minlength=width) for weight in weights])

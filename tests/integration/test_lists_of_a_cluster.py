@@ -3,6 +3,7 @@
 import csv
 import re
 import secrets
+from collections import Counter
 from contextlib import closing
 from datetime import UTC, datetime
 from itertools import islice
@@ -135,6 +136,44 @@ def test_a_change_of_many_entries_is_all_or_nothing_though_a_worker_dies(
     again.run()
     assert again.comparison is not None
     assert (again.comparison.compared, again.comparison.differences) == (300, [])
+
+
+def test_what_a_list_overrules_does_not_count_against_the_cap_of_a_rule(
+    cluster: Cluster, start: Starter, tmp_path: Path
+) -> None:
+    cluster.publish(policy(0.999))
+    for code in ("any-one", "muted"):
+        (tmp_path / f"{code}.sql").write_text(
+            f"-- code: {code}\n-- owner: dana\n-- reason: All.\n-- max-alerts-per-hour: 2\namount > 0\n"
+        )
+        cluster.command("rules", "publish", str(tmp_path / f"{code}.sql"), *WHY, code=0)
+        cluster.command("rules", "activate", code, "--untested", *WHY, code=0)
+    for name, kind in (("shop", ("allow", "--for", "30d")), ("stolen", ("block",))):
+        cluster.command("lists", "add", name, name, "--field", "merchant_id", "--kind", *kind, *WHY, code=0)
+    quiet = ("--kind", "suppress", "--field", "rule", "--for", "30d", "--cap", "1000000.00")
+    cluster.command("lists", "add", "quiet", "muted", *quiet, *WHY, code=0)
+    worker = start(cluster.settings)
+    for number, merchant in enumerate([*["shop"] * 8, *["stolen"] * 8, *(f"m{number}" for number in range(40))]):
+        cluster.buy(number, after(seconds=number), card_id="c1", merchant_id=merchant)
+    cluster.flush()
+    worker.until(lambda: len(cluster.decisions()) == 56)
+    assert worker.stop() == 0, worker.output
+    decisions = cluster.decisions()
+    shop = [each for each in decisions if each.merchant_id == "shop"]
+    assert [(each.overruled or {}).get("shop") for each in shop] == [["any-one"]] * 8
+    assert all(each.selection == "list" and not each.shadow_hits for each in decisions if each.merchant_id == "stolen")
+    raised = Counter(each.log.partition for each in decisions if each.selection == "rule")
+    others = Counter(each.log.partition for each in decisions if each.merchant_id not in ("shop", "stolen"))
+    assert raised == {partition: min(count, 2) for partition, count in others.items()}
+    assert raised.total() < 40
+    missed = msgspec.json.decode(cluster.command("lists", "missed", "--json", code=0).output)
+    hits = {name.partition("/")[0]: each["hits"] for name, each in missed.items()}
+    assert hits["shop"] == 8
+    assert hits["quiet"] == 48
+    again = backtest_of(order="recorded", compare_live=True, settings=cluster.settings)
+    again.run()
+    assert again.comparison is not None
+    assert (again.comparison.compared, again.comparison.differences) == (56, [])
 
 
 def test_an_entry_holds_by_the_time_of_the_transaction_and_rules_read_it(

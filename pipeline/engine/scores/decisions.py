@@ -90,7 +90,7 @@ class Decisions:
                 models.evaluated_rules, self.features, self.logits, self.score, self.transactions, models.lists, texts
             )
         selected = _selected(models, self.score, self.features, self.transactions, hits, texts)
-        return replace(self, models=models, hits=hits, **selected._asdict())
+        return replace(self, models=models, **selected._asdict())
 
     def take(self, rows: NDArray[np.intp] | NDArray[np.bool_]) -> "Decisions":
         """Some of the rows; counts and refused rows stay those of the whole chunk."""
@@ -208,6 +208,7 @@ class _Selected(NamedTuple):
     selection: NDArray[np.int8]
     selection_probability: NDArray[np.float64]
     listed: NDArray[np.object_]
+    hits: NDArray[np.object_]
 
 
 def decided(
@@ -226,9 +227,7 @@ def decided(
     score = blend(logits, models.policy.model_weights)
     texts = _texts_read(models, about)
     hits = rule_hits(models.evaluated_rules, features, logits, score, about, models.lists, texts)
-    if bound is not None:
-        hits = bound(models.evaluated_rules, hits, score >= models.policy.threshold)
-    return PolicyResult(logits, score, *_selected(models, score, features, about, hits, texts), hits)
+    return PolicyResult(logits, score, *_selected(models, score, features, about, hits, texts, bound))
 
 
 def _texts_read(models: ActiveModels, about: Subjects | Transactions) -> Texts:
@@ -289,20 +288,30 @@ def _selected(
     about: Subjects | Transactions,
     hits: NDArray[np.object_],
     texts: Texts,
+    bound: Bound | None = None,
 ) -> _Selected:
-    """Let lists and the policy decide: block lists, suppressions, allow lists, rules and score, in this order."""
+    """Let lists and the policy decide: block lists, suppressions, allow lists, rules and score, in this order.
+
+    Caps count what lists leave: the alerts that rules raise.
+    """
     policy, rules = models.policy, models.evaluated_rules
+    by_score = score >= policy.threshold
     if len(models.lists):
-        outcome = models.lists.apply(rules, hits, score >= policy.threshold, texts, about.event_time_us)
+        outcome = models.lists.apply(rules, hits, by_score, texts, about.event_time_us)
     else:
-        outcome = ListOutcome(None, None, rules.alerts(hits), unlisted(len(score)))
+        outcome = ListOutcome(None, None, hits, unlisted(len(score)))
+    left = outcome.left
+    if bound is not None:
+        left, hits = bound(rules, outcome.left, by_score), hits.copy()
+        for row in np.flatnonzero(left != outcome.left).tolist():
+            hits[row] = rules.capped(hits[row], {*outcome.left[row]} - {*left[row]})
     # Nothing but the audit sample asks who a transaction is.
     identity = about.identities() if policy.audits else np.zeros(len(score), np.uint64)
-    decided = policy.decide(score, features, identity, outcome.matched, outcome.blocked, outcome.quiet)
+    decided = policy.decide(score, features, identity, rules.alerts(left), outcome.blocked, outcome.quiet)
     selection = np.full(len(score), -1, np.int8)
     for row in np.flatnonzero(decided.alert).tolist():
         selection[row] = SELECTIONS.index(decided.selection[row])
-    return _Selected(selection, decided.selection_probability, outcome.listed)
+    return _Selected(selection, decided.selection_probability, outcome.listed, hits)
 
 
 def _same(text: str, n: int) -> pa.Array:

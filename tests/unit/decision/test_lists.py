@@ -118,7 +118,8 @@ def test_block_lists_come_before_suppressions_allow_lists_rules_and_score(
     identity = np.array([0, 2**64 - 1], np.uint64)
     drawn = policy.decide(score, np.empty((2, 0)), identity, np.zeros(2, np.bool_), quiet=np.ones(2, np.bool_))
     sampled = drawn.selection[0] == "audit"
-    decided = policy.decide(score, np.empty((2, 0)), identity, outcome.matched, outcome.blocked, outcome.quiet)
+    matched = RULES.alerts(outcome.left)
+    decided = policy.decide(score, np.empty((2, 0)), identity, matched, outcome.blocked, outcome.quiet)
     assert decided.selection[0] == (selection if selection != "audit" or sampled else None)
     assert decided.selection_probability[0] == probability
     ids = {f"{each.list}/{entry_id(each)}": f"{each.list}/ID" for each in entries}
@@ -133,7 +134,7 @@ def test_a_suppressed_rule_leaves_the_other_rules() -> None:
     hits = np.empty(3, np.object_)
     hits[:] = [(0,), (0, 1), (0,)]
     outcome = made.apply(RULES, hits, np.zeros(3, np.bool_), {}, np.array([99, 99, 100]))
-    assert outcome.matched.tolist() == [False, True, True]
+    assert outcome.left.tolist() == [(), (1,), (0,)]
     by = f"quiet/{entry_id(entry('quiet', 'a', 100))}"
     assert [each.overruled for each in outcome.listed] == [((by, ("a",)),), ((by, ("a",)),), ()]
 

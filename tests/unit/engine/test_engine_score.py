@@ -26,7 +26,7 @@ from schemas.messages import Alert, Decision, LogPosition, ModelScores, Profiled
 from schemas.records import Record
 from schemas.topics import ALERTS, DEAD_LETTERS, DECISIONS, PROFILED, TRANSACTIONS
 from tests.helpers.blocks import changed, with_text
-from tests.helpers.champion import LARGE_AMOUNT, active, decide
+from tests.helpers.champion import LARGE_AMOUNT, active, decide, rule
 from tests.helpers.expected import differences, expected_features
 from tests.helpers.lists import definition, entry, lists_of
 from tests.helpers.logs import (
@@ -203,6 +203,32 @@ def test_lists_are_counted_by_their_kind() -> None:
     assert {kind for what, kind in counted if what == "overruled"} == {"block", "suppress", "allow"}
     without = decide(score(), records, active(threshold=0.5), NOW)
     assert not [key for key in without.counts if key[0] in ("list_hit", "overruled")]
+
+
+def test_a_cap_counts_the_alerts_that_a_rule_raises_and_no_hit_that_a_list_overrules() -> None:
+    rules = RuleSet([rule(code, "amount > 0", max_alerts_per_hour=2) for code in ("any", "muted")])
+    kinds = {"shop": "allow", "stolen": "block", "quiet": "suppress"}
+    entries = [entry(name, name) for name in kinds] + [entry("mute", "muted")]
+    names = [*(definition(name, kind, "merchant_id") for name, kind in kinds.items())]
+    lists = lists_of([*names, definition("mute", "suppress", "rule")], entries)
+    bought = Log(TRANSACTIONS)
+    for number, merchant in enumerate([*[*kinds] * 4, *(f"m{number}" for number in range(5)), *kinds]):
+        at = after(seconds=number)
+        bought.append(transaction(number, at, merchant_id=merchant), at)
+    models = replace(active(rules=rules, threshold=0.999), lists=lists)
+    found = decisions(decide(score(), profile(bought.records).records, models, NOW))
+    expected = {
+        "shop": (None, {"mute": ["muted"], "shop": ["any"]}),
+        "stolen": ("list", {}),
+        "quiet": (None, {"quiet": ["any", "muted"]}),
+    }
+    for each in found[:12] + found[17:]:
+        overruled = {name.partition("/")[0]: codes for name, codes in (each.overruled or {}).items()}
+        assert (each.selection, overruled) == expected[each.merchant_id]
+        assert (each.rule_hits, each.shadow_hits) == (["any", "muted"], [])
+    assert [each.selection for each in found[12:17]] == ["rule", "rule", None, None, None]
+    assert [each.rule_hits for each in found[12:17]] == [["any", "muted"]] * 2 + [["muted"]] * 3
+    assert all([*(each.overruled or {}).values()] == [["muted"]] for each in found[12:17])
 
 
 def test_a_transaction_that_is_accepted_again_has_an_alert_of_its_own() -> None:

@@ -1,6 +1,7 @@
 """What the breaker counts, and which rules it stops by it."""
 
 from datetime import timedelta
+from typing import Any
 
 from msgspec.structs import replace
 
@@ -14,8 +15,10 @@ RULES = RuleSet([rule("few", "amount > 0", max_alerts_per_hour=3)])
 Decided = tuple[int, DecisionFields]
 
 
-def decisions(count: int, code: str = "few", hour: int = 5, minute: int = 0, by_rule: bool = True) -> list[Decided]:
-    value = decision(0, START, rule_hits=[code], selection="rule" if by_rule else None)
+def decisions(
+    count: int, code: str = "few", hour: int = 5, minute: int = 0, by_rule: bool = True, **changes: Any
+) -> list[Decided]:
+    value = decision(0, START, rule_hits=[code], selection="rule" if by_rule else None, **changes)
     return [(hour, replace(decode_decided(value), decided_at=START + timedelta(minutes=minute)))] * count
 
 
@@ -32,6 +35,7 @@ def test_a_rule_trips_by_an_hour_of_all_partitions_and_anew_behind_an_activation
     add(counts, decisions(3))
     add(counts, decisions(3, hour=6))
     add(counts, decisions(5, hour=6, by_rule=False))
+    add(counts, decisions(5, hour=6, overruled={"quiet/1": ["few"]}))
     assert counts.trips(RULES) == []
     add(counts, decisions(1))
     (trip,) = counts.trips(RULES)

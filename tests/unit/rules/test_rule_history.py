@@ -18,8 +18,10 @@ from pipeline.exports.parquet_files import ExportError
 from pipeline.features.catalogue import FEATURES, KERNEL_VERSION
 from pipeline.learning.labels import FRAUD, LEGITIMATE
 from pipeline.rules.histories import read_history
+from pipeline.rules.hits import HitHistory, Hits
 from pipeline.rules.set_report import SetReport
 from pipeline.rules.trial import HELD_OUT_DAYS, Figures, Trial
+from pipeline.scoring.errors import ModelError
 from pipeline.settings import Settings
 from schemas.messages import RecordPosition, Versions
 from schemas.topics import DECISION_FEATURES, DECISIONS, LABELS, TRANSACTIONS
@@ -181,12 +183,24 @@ def test_examples_hold_but_for_one_part_and_show_what_was_read(history: Path, fr
         assert [part for part, true in holds.items() if not true] == ([example.fails] if example.fails else [])
 
 
-def test_days_that_are_asked_for_never_reach_into_those_held_out(history: Path, frame: pd.DataFrame) -> None:
+def test_days_that_are_asked_for_never_reach_into_those_held_out(
+    history: Path, frame: pd.DataFrame, tmp_path: Path
+) -> None:
     figures = tried(history, CONDITION)
     first = (START - START.fromtimestamp(0, START.tzinfo)).days
     as_meant(figures(first=first + 10, end=first + 20), meant(frame, 10, 20))
     assert figures(first=first, end=first + DAYS) == figures()
-    assert figures(first=first + HELD_OUT_FROM).days == 0
+    for asked, reason in (
+        ({"first": first + HELD_OUT_FROM}, "among the newest 14 of the history"),
+        ({"end": first}, "of the 0 transactions of these days, none has"),
+        ({"end": first + 5}, f"of the {5 * A_DAY} transactions of these days, none has"),
+    ):
+        with pytest.raises(ModelError, match=reason):
+            figures(**asked)
+    with pytest.raises(ModelError, match="among the newest 14 of the history"):
+        tried(exported(tmp_path / "few", frame[frame["day"] < HELD_OUT_DAYS]), "score > 0.5")()
+    with pytest.raises(ModelError, match="the history has no decided transaction"):
+        Trial(rule("tried", "score > 0.5")).figures(HitHistory(Hits(*[np.empty(0)] * 8), 0, frozenset()))
 
 
 def test_scores_are_those_of_then_and_a_rule_without_features_was_always_computed(
@@ -314,6 +328,8 @@ def test_the_command_shows_the_figures_and_refuses_a_dropped_field(
     days = ["--from", f"{after(10):%Y-%m-%d}", "--to", f"{after(20):%Y-%m-%d}"]
     chosen = CliRunner().invoke(main, [*arguments, *days])
     assert f"10 days, {10 * A_DAY} transactions" in chosen.stdout
+    reversed_days = CliRunner().invoke(main, [*arguments, "--from", days[3], "--to", days[1]])
+    assert (reversed_days.exit_code, "there is no day from --from" in reversed_days.output) == (2, True)
     monkeypatch.setenv("FRAUD_PIPELINE_DROPPED_FIELDS", "country")
     refused = CliRunner().invoke(main, arguments)
     assert refused.exit_code == 1
