@@ -180,10 +180,10 @@ def test_the_policy_selects_and_an_alert_explains() -> None:
 
 
 def test_lists_are_counted_by_their_kind() -> None:
-    kinds = {"stolen": "block", "quiet": "suppress", "good": "allow", "seen": "watch", "also/seen": "watch"}
+    kinds = {"stolen": "block", "quiet": "suppress", "good": "allow", "seen": "watch", "also_seen": "watch"}
     names = [definition(name, kind, "merchant_id") for name, kind in kinds.items()]
     entries = [entry("stolen", "m1"), entry("quiet", "m1"), entry("quiet", "m2"), entry("good", "m0")]
-    entries += [entry(name, value) for name in ("seen", "also/seen") for value in ("m1", "m0")]
+    entries += [entry(name, value) for name in ("seen", "also_seen") for value in ("m1", "m0")]
     rules = [definition("rules", "suppress", "rule")], [entry("rules", "large-amount")]
     lists = lists_of([*names, *rules[0]], [*entries, *rules[1]])
     bought = Log(TRANSACTIONS)
