@@ -41,7 +41,7 @@ AHEAD_SHARE: Final = 0.01
 """Part of the load that waits for its decisions: less than what comes between two changes."""
 IMPORTED: Final = 4_000
 """Entries of an imported list that nobody has."""
-REPEATED: Final = ("cannot be read on topic", "another process writes under the same id")
+REPEATED: Final = ("cannot be read on topic", "somebody else wrote to topic")
 """What a command says that is to be repeated: a killed worker's transaction is open, or the breaker came before."""
 STOPPED: Final = "rule flood is stopped"
 RULES: Final = {
