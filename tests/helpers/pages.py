@@ -104,12 +104,12 @@ def compare(command: Command, printed: str, *, figures: bool = False) -> None:
 
 
 def _masked(text: str, figures: bool) -> str:
-    """Return the text in single spaces, without what varies."""
+    """Return the text on one line, without what varies."""
     for pattern, mask in _MASKS.items():
         text = re.sub(pattern, mask, text)
     if figures:
         text = re.sub(r"\d+\.\d+", "FIGURE", text)
-    return " ".join(text.split())
+    return re.sub(r"\s*\n\s*", " ", text.strip())
 
 
 def fraud_pipeline_calls(page: str) -> Iterator[list[str]]:

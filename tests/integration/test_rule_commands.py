@@ -88,10 +88,3 @@ def test_a_name_that_nobody_can_read_changes_nothing(cluster: Cluster, rule_file
         ("lists", "add", "bad", "c1", "--kind", "block", "--field", "card_id", *why, "dana", "--owner", name),
     ):
         assert "takes a name on one line" in cluster.command(*arguments, code=2).output
-
-
-def test_a_difference_is_shown_as_the_pages_show_it(cluster: Cluster, rule_file: str, tmp_path: Path) -> None:
-    cluster.publish()
-    shown = cluster.command("rules", "diff", str(Path(rule_file).parent), code=0).output
-    assert shown.startswith("tried: new, a draft\n  + owner: dana\n  + reason: A test.\n")
-    assert "  + score > 0.5\n" in shown

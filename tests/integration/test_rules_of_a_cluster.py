@@ -143,7 +143,8 @@ def test_a_test_on_history_is_recorded_and_lets_a_rule_be_activated(
     assert f"14 days, {10 * 14} transactions" in shown
     assert f"  hits: {len(hit) - len(early)}, " in shown
     cluster.command("rules", "activate", "cheap", *WHY, code=0)
-    assert "shadow -> active (tests: 1, looks at the newest days: 1)  by dana" in cluster.command("rules", "show", "cheap", code=0).output
+    shown = cluster.command("rules", "show", "cheap", code=0).output
+    assert "shadow -> active (tests: 1, looks at the newest days: 1)  by dana" in shown
     shown = cluster.command("rules", "report", "--on", "topics", code=0).output
     assert "cheap  active for 0 days  alert  dana" in shown
     assert f"  hits: {len(hit)}, of 0 mature ones 0 are fraud, 0.00 in all" in shown
