@@ -2,9 +2,10 @@
 
 import json
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -29,6 +30,7 @@ from pipeline.demo.processes import settings_environment
 from pipeline.kafka.cluster.acl import AclRule, create_rules
 from pipeline.kafka.cluster.admin import ensure_topics
 from pipeline.kafka.cluster.clients import READER_GROUP, admin_client
+from pipeline.kafka.cluster.retries import retried
 from pipeline.kafka.readers.follower import TopicFollower
 from pipeline.kafka.readers.topic_reader import read_topic
 from pipeline.kafka.session.gateway import STAGE
@@ -408,10 +410,11 @@ def test_each_role_uses_the_groups_that_it_may(by_role: Roles) -> None:
         for group in groups:
             allowed = expected(by_role.granted[role], GROUP, group)
             # Of what offsets there are asks who describes a group; who reads in it commits them.
-            asked = admin.list_consumer_group_offsets([ConsumerGroupTopicPartitions(group)])[group]
-            committed = admin.alter_consumer_group_offsets([ConsumerGroupTopicPartitions(group, [at])])[group]
-            denied = [_code(future.result) == KafkaError.GROUP_AUTHORIZATION_FAILED for future in (asked, committed)]
-            assert denied == ["describe" not in allowed, "read" not in allowed], (role, group)
+            describe = partial(admin.list_consumer_group_offsets, [ConsumerGroupTopicPartitions(group)])
+            commit = partial(admin.alter_consumer_group_offsets, [ConsumerGroupTopicPartitions(group, [at])])
+            codes = [_code(partial(retried, partial(_result, call, group))) for call in (describe, commit)]
+            denied = [code == KafkaError.GROUP_AUTHORIZATION_FAILED for code in codes]
+            assert denied == ["describe" not in allowed, "read" not in allowed], (role, group, codes)
 
 
 def test_each_role_uses_the_transactional_ids_that_it_may(by_role: Roles) -> None:
@@ -440,6 +443,10 @@ def test_each_role_uses_the_transactional_ids_that_it_may(by_role: Roles) -> Non
         found = dict(zip(cells, threads.map(denied, cells), strict=True))
     for (role, name), is_denied in found.items():
         assert is_denied == ("write" not in expected(by_role.granted[role], TRANSACTIONAL_ID, name)), (role, name)
+
+
+def _result(call: Callable[[], dict[str, Future[object]]], name: str) -> object:
+    return call()[name].result()
 
 
 def _code(call: Callable[[], object]) -> int | None:
