@@ -155,6 +155,8 @@ class ListHistory:
         # Clocks of several writers may differ a little; their order is that of the topic.
         self._since_us = np.maximum.accumulate(np.array([since_us for since_us, _ in activated], np.int64))
         self._built = {0: NO_LISTS}
+        named = enumerate(("", *(reference.digest[:VERSION_DIGITS] for reference in self._references)))
+        self._numbers = {version: number for number, version in named}
 
     def numbers(self, time_us: NDArray[np.int64]) -> NDArray[np.int64]:
         """Return the numbers of the versions that were active at some times; 0 stands for no lists."""
@@ -176,10 +178,9 @@ class ListHistory:
 
     def named(self, version: str) -> ListSet:
         """Return a version by the name that decisions have; none of an empty name. Raises `ModelError`."""
-        digests = ["", *(reference.digest[:VERSION_DIGITS] for reference in self._references)]
-        if version not in digests:
+        if version not in self._numbers:
             raise ModelError(f"version {version} of the lists was never activated on this cluster")
-        return self.numbered(digests.index(version))
+        return self.numbered(self._numbers[version])
 
     @cached_property
     def _parts(self) -> _Parts:

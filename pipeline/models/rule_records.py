@@ -1,4 +1,4 @@
-"""What activations and assessments on `control` say about rules, in their figures."""
+"""Figures about rules in activations and assessments on `control`."""
 
 import logging
 from datetime import datetime
@@ -55,7 +55,7 @@ class RuleTest(msgspec.Struct, frozen=True, omit_defaults=True):
     history: str
     """Name of the history."""
     held_out: bool = False
-    """Whether it was a look at the newest days, which tests leave out."""
+    """True for a look at the newest days, which tests leave out."""
 
 
 F = TypeVar("F", bound=msgspec.Struct)

@@ -1,6 +1,7 @@
 """The rules of a set on history: what each is worth beside the score and the others."""
 
 from collections.abc import Mapping
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -36,9 +37,9 @@ class SetReport(Counted):
         del transaction_id
         if not (n := len(event_time_us)) or not self._rules.evaluated:
             return np.empty(0, np.intp)
-        columns = {name: read(name) for name in self.features}
-        self._count(np.ones((1, n), np.bool_), columns.__getitem__, event_time_us, kernel)
-        found = self._rules.program.hits(lambda name: columns[name] if name in columns else read(name), n)
+        read = cache(read)
+        self._count(np.ones((1, n), np.bool_), read, event_time_us, kernel)
+        found = self._rules.program.hits(read, n)
         rows = np.flatnonzero(found.any(axis=0))
         self._hits.append(found[:, rows])
         return rows

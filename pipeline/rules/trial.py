@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterator
+from functools import cache
 from typing import Any, Final
 
 import msgspec
@@ -42,7 +43,7 @@ class Figures(msgspec.Struct, frozen=True, kw_only=True):
     """Days since 1970."""
     days: int
     filled_days: int
-    """Those of them with a transaction."""
+    """Days with a transaction."""
     transactions: int
     not_computed: int
     """Transactions from before a feature was declared; the other figures are without them."""
@@ -74,7 +75,7 @@ class Figures(msgspec.Struct, frozen=True, kw_only=True):
     """Hits that other rules hit too, by their codes, the most frequent first."""
     examples: tuple[HistoryExample, ...]
     leaks: bool
-    """As in `HitHistory`."""
+    """True if rules have read the lists of today; see `HitHistory`."""
 
 
 class Trial(Counted):
@@ -100,11 +101,12 @@ class Trial(Counted):
         """Count n transactions, and return the rows of the hits; see `Counted`."""
         if not (n := len(event_time_us)):
             return np.empty(0, np.intp)
+        read = cache(read)
         columns = {name: read(name) for name in (*self.texts, *self.scores, *self.features)}
-        found = self._program.hits(lambda name: columns[name] if name in columns else read(name), n)
+        found = self._program.hits(read, n)
         hit, near = found[0], found[2:] & ~found[0]
         counted = np.vstack([np.ones(n, np.bool_), hit, ~(hit | found[1]), near])
-        self._count(counted, columns.__getitem__, event_time_us, kernel)
+        self._count(counted, read, event_time_us, kernel)
         for fails, rows in zip(["", *self._parts], [hit, *near], strict=True):
             for row in _last_of_days(event_time_us // US_PER_DAY, rows).tolist():
                 values_read = {name: _plain(column[row]) for name, column in columns.items()}

@@ -42,7 +42,7 @@ AHEAD_SHARE: Final = 0.01
 IMPORTED: Final = 4_000
 """Entries of an imported list that nobody has."""
 REPEATED: Final = ("cannot be read on topic", "somebody else wrote to topic")
-"""What a command says that is to be repeated: a killed worker's transaction is open, or the breaker came before."""
+"""Messages behind which a command is repeated: a transaction of a killed worker is open, or the breaker came before."""
 STOPPED: Final = "rule flood is stopped"
 RULES: Final = {
     "busy": ("card_count_1h >= 1 and amount > 20", "alert", 1_000_000),
