@@ -93,6 +93,7 @@ class ParityRun:
         ensure_topics(self._bootstrap, self._settings)
         publish(self._bootstrap, self._settings, 0)
         self._decisions = TopicFollower(self._bootstrap, self._settings, DECISIONS).start()
+        self._feeder = Feeder(self._bootstrap, self._settings.topic_prefix, self._sent, self._seconds)
         breaker = ("-m", "pipeline.cli", "breaker")
         self._breaker = Worker(self._settings, self._directory / "breaker.log", breaker)
         return self
@@ -104,7 +105,7 @@ class ParityRun:
 
     def run(self) -> dict[str, Any]:
         """Run, decide again, and return the figures."""
-        feeder = Feeder(self._bootstrap, self._settings.topic_prefix, self._sent, self._seconds)
+        feeder = self._feeder
         feeder.limit = ahead = max(100, round(AHEAD_SHARE * len(self._sent)))
         for name in ("w1", "w2"):
             self._fleet.start(name)
@@ -193,7 +194,12 @@ class ParityRun:
         self._say(f"{' '.join(arguments[:3])}: {done.output.splitlines()[-1]}")
 
     def _await_stop(self, times: int) -> None:
-        eventually(lambda: self._breaker.output.count(STOPPED) >= times, self._follow)
+        def follow() -> None:
+            self._follow()
+            # What was already on its way may have been decided before the rule acted.
+            self._feeder.limit = min(self._feeder.limit + 1, len(self._sent))
+
+        eventually(lambda: self._breaker.output.count(STOPPED) >= times, follow)
 
     def _fault(self, kind: str) -> None:
         """Kill a worker and start it again, let another one join, or the newest leave; there are two at least."""
