@@ -274,6 +274,8 @@ def _add(
     if not entries:
         raise click.UsageError("there is no entry to add")
     _report(changes.add(definition, entries, change, replacing=replacing))
+    if past := sum(entry.expires_us is not None and entry.expires_us <= now_us for entry in entries):
+        click.echo(f"{past:,} expired already: they hold for transactions of before, which come late or are replayed.")
 
 
 def _changes(bootstrap: str, settings: Settings) -> ListChanges:

@@ -18,7 +18,7 @@ from pipeline.commands.shared_options import (
     change_options,
     cluster,
     json_option,
-    person,
+    one_line,
     print_facts,
     user_name,
 )
@@ -105,7 +105,7 @@ def try_file(
     Each test is recorded on the cluster, where one can be reached.
     """
     rule, settings = _usable([read_rule(file)])[0], Settings()
-    tester = person("--by", (user_name() or "unknown") if by is None else by)
+    tester = one_line("--by", (user_name() or "unknown") if by is None else by)
     refuse_dropped([rule], settings)
     today, days = lists == "today", _days(start, end)
     figures = _figures(rule, history, settings, bootstrap, lists_of_today=today, **days)

@@ -33,23 +33,21 @@ def change_options(function: F) -> F:
     @click.option("--by", help="Who makes the change.  [default: your user name]")
     @functools.wraps(function)
     def with_change(bootstrap: str | None, reason: str, by: str | None, **given: Any) -> Any:
-        if not reason.strip():
-            raise click.UsageError("give a reason with --reason: one sentence that the next person can read")
         if (name := user_name() if by is None else by) is None:
             raise click.UsageError("this system knows no user name: name yourself with --by")
-        change = ChangeAuthor(person("--by", name), reason.strip())
+        change = ChangeAuthor(one_line("--by", name), one_line("--reason", reason))
         if given.get("owner") is not None:
-            given["owner"] = person("--owner", given["owner"])
+            given["owner"] = one_line("--owner", given["owner"])
         return function(change=change, at=functools.partial(cluster, bootstrap), **given)
 
     return cast(F, with_change)
 
 
-def person(option: str, name: str) -> str:
-    """Return a name that an option gives, without blanks around it; a usage error for one that nobody can read."""
-    if not name.strip() or CONTROL.search(name):
-        raise click.UsageError(f"{option} takes a name on one line, without control characters, not {name!r}")
-    return name.strip()
+def one_line(option: str, text: str) -> str:
+    """Return what an option says, without blanks around it; a usage error for a text that nobody can read."""
+    if not text.strip() or CONTROL.search(text):
+        raise click.UsageError(f"{option} takes one line, without control characters, not {text!r}")
+    return text.strip()
 
 
 def print_facts(as_json: bool, value: Any, lines: Iterable[str]) -> None:

@@ -183,7 +183,8 @@ def test_an_entry_holds_by_the_time_of_the_transaction_and_rules_read_it(
     ends = after(seconds=50).isoformat()
     (tmp_path / "home.csv").write_text(f"value,expires,reason\nDE,{ends},It is at home.\n")
     options = ("--kind", "watch", "--field", "country")
-    cluster.command("lists", "import", "home", str(tmp_path / "home.csv"), *options, *WHY, code=0)
+    imported = cluster.command("lists", "import", "home", str(tmp_path / "home.csv"), *options, *WHY, code=0)
+    assert "1 expired already" in imported.output
     rule = tmp_path / "abroad.sql"
     rule.write_text("-- code: abroad\n-- owner: d\n-- reason: Abroad.\ncountry not in list('home')\n")
     cluster.command("rules", "publish", str(rule), *WHY, code=0)

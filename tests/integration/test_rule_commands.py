@@ -80,11 +80,12 @@ def test_a_cluster_without_topics_records_no_test(
 
 
 @pytest.mark.parametrize("name", ["", "  ", "dana\n", "da\x1b[2Kna", "\u202eanad"])
-def test_a_name_that_nobody_can_read_changes_nothing(cluster: Cluster, rule_file: str, name: str) -> None:
+def test_a_name_or_reason_that_nobody_can_read_changes_nothing(cluster: Cluster, rule_file: str, name: str) -> None:
     why = ("--reason", "A test.", "--by")
     for arguments in (
         ("rules", "retire", "large-amount", *why, name),
         ("rules", "test", rule_file, "--on", "nowhere", "--by", name),
         ("lists", "add", "bad", "c1", "--kind", "block", "--field", "card_id", *why, "dana", "--owner", name),
+        ("rules", "retire", "large-amount", "--by", "dana", "--reason", name),
     ):
-        assert "takes a name on one line" in cluster.command(*arguments, code=2).output
+        assert "takes one line, without control characters" in cluster.command(*arguments, code=2).output
