@@ -150,6 +150,8 @@ def release(source: str, change: ChangeAuthor, at: Cluster) -> None:
 @click.option("--leaves", type=click.IntRange(2, MOST_LEAVES), help="Of a tree.")
 @click.option("--learning-rate", type=FiniteRange(min=0, min_open=True), help="Shrinkage of each tree.")
 @click.option("--legitimate-rows", type=click.IntRange(min=1), help="Sample about so many legitimate transactions.")
+@click.option("--pilot-trees", type=click.IntRange(0, MOST_TREES),
+              help="Of the pilot, by which legitimate transactions are sampled; 0: all alike.")  # fmt: skip
 @click.option("--half-life-days", type=FiniteRange(min=0),
               help="Age at which a transaction weighs half as much; 0: all weigh alike.")  # fmt: skip
 @click.option("--early-reports/--no-early-reports", default=None, help="Train on younger transactions too, or not.")

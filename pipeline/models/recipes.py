@@ -17,7 +17,7 @@ RECIPE: Final = "recipe"
 """The figure of a proposal that has its recipe's digest."""
 AGAINST_RECIPE: Final = "against_recipe"
 """The figure that has the digest of the recipe that was active."""
-ABSENT_HYPERPARAMETERS: Final = {"half_life_days": 0.0}
+ABSENT_HYPERPARAMETERS: Final = {"half_life_days": 0.0, "pilot_trees": 0}
 """Hyperparameters of versions that do not name them: earlier releases knew no others."""
 _NO_RECIPE: Final = frozenset({"threads", "seed"})
 """Settings of a training that another recipe does not follow from."""

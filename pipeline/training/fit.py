@@ -23,6 +23,7 @@ from pipeline.scoring.trees import MOST_LEAVES, MOST_TREES
 from pipeline.training.calibration import fit_platt, fit_probabilities
 from pipeline.training.cohorts import Split, TrainingSet, rolling_folds
 from pipeline.training.early_reports import EarlyReports, Targets
+from pipeline.training.negatives import sampling_rates
 from pipeline.training.score_metrics import auc_roc
 from pipeline.training.validation import input_digest, measured, sensitivity, validation_record
 from schemas.times import US_PER_DAY
@@ -32,6 +33,9 @@ LEAST_AUC: Final = 0.55
 """Area under the ROC curve on the validation period below which a model says no more than chance."""
 LEGITIMATE_PER_FRAUD: Final = 10
 """Legitimate rows to grow on for each fraud, at least, where there are so many."""
+PILOT_LEARNING_RATE: Final = 0.1
+_SCORED_ROWS: Final = 65_536
+"""Rows that the pilot scores at a time."""
 LEAST_RECENCY: Final = 0.05
 """Least weight that age leaves to a transaction, so that a kind of fraud that comes seldom is not forgotten."""
 DEFAULT_BUDGET: Final = 100.0
@@ -54,6 +58,15 @@ class TrainingConfig(msgspec.Struct, frozen=True, kw_only=True):
         int, Meta(ge=1, description="Sample about so many legitimate transactions to grow trees on.")
     ] = 100_000
     """About so many legitimate rows are grown on, or `LEGITIMATE_PER_FRAUD` for each fraud; weights make up for it."""
+    pilot_trees: Annotated[
+        int,
+        Meta(
+            ge=0,
+            le=MOST_TREES,
+            description="Of a pilot: legitimate transactions that it takes for fraud are sampled more often; 0: all "
+            "alike.",
+        ),
+    ] = 50
     half_life_days: Annotated[
         float,
         Meta(ge=0, description="Age at which a transaction weighs half as much to grow trees; 0: all weigh alike."),
@@ -141,7 +154,7 @@ def train(
         grown_on, rows = _with_targets(data, young), np.union1d(rows, young.rows)
         details = {"early": _describe_early(young), **(details or {})}
     report(f"growing {rounds} trees on both periods")
-    final = _Trees(grown_on, config, features).grown(rows, rounds)
+    final = _Trees(grown_on, config, features, trees.pilot).grown(rows, rounds)
     newest, days = split.newest(data.event_time_us)
     case = case_numbers(data.card[newest], data.event_time_us[newest])
     newest_score = score
@@ -239,10 +252,23 @@ def _describe_early(targets: Targets) -> dict[str, Any]:
 
 
 class _Trees:
-    """Grows trees on some rows of a training set."""
+    """Grows trees on some rows of a training set.
 
-    def __init__(self, data: TrainingSet, config: TrainingConfig, features: Sequence[str]) -> None:
-        self._data, self._config = data, config
+    Args:
+        data: The training set.
+        config: How trees are grown.
+        features: The features that trees may ask for.
+        pilot: Trees by which legitimate rows are sampled; without, they are grown on the first rows that are sampled.
+    """
+
+    def __init__(
+        self,
+        data: TrainingSet,
+        config: TrainingConfig,
+        features: Sequence[str],
+        pilot: lightgbm.Booster | None = None,
+    ) -> None:
+        self._data, self._config, self._features, self.pilot = data, config, features, pilot
         # By identity: whatever the history begins with, the same transactions are drawn.
         self._draws = sample_positions(data.identity.astype(np.uint64), f"{TRAINING_SAMPLE}/{config.seed}")
         # A column of one value is never asked for: the trees are those of a kernel with all its features all the same.
@@ -308,11 +334,33 @@ class _Trees:
         """Return the frauds among some rows and a sample of the legitimate ones, with weights that make up for it."""
         fraud, weight = self._data.fraud[rows], self._data.weight[rows]
         frauds = int(np.count_nonzero(fraud))
-        rate = max(self._config.legitimate_rows, LEGITIMATE_PER_FRAUD * frauds) / max(len(rows) - frauds, 1)
-        if rate >= 1.0:
+        wanted = max(self._config.legitimate_rows, LEGITIMATE_PER_FRAUD * frauds)
+        if wanted >= len(rows) - frauds:
             return rows, weight
-        kept = fraud | (self._draws[rows] < rate)
-        return rows[kept], np.where(fraud, weight, weight / rate)[kept]
+        rate = np.ones(len(rows))
+        rate[~fraud] = self._rates(rows, rows[~fraud], wanted)
+        kept = self._draws[rows] < rate
+        return rows[kept], (weight / rate)[kept]
+
+    def _rates(self, rows: NDArray[np.intp], legitimate: NDArray[np.intp], wanted: int) -> NDArray[np.float64] | float:
+        """Return the probability at which each legitimate row among ``rows`` is sampled; shape (len(legitimate),)."""
+        config = self._config
+        if not config.pilot_trees:
+            return wanted / len(legitimate)
+        if self.pilot is None:
+            of_pilot = msgspec.structs.replace(
+                config,
+                trees=config.pilot_trees,
+                learning_rate=PILOT_LEARNING_RATE,
+                legitimate_rows=max(1, config.legitimate_rows // 2),
+                pilot_trees=0,
+            )
+            self.pilot = _Trees(self._data, of_pilot, self._features).grown(rows, config.pilot_trees)
+        score = np.empty(len(legitimate))
+        for start in range(0, len(legitimate), _SCORED_ROWS):
+            part = slice(start, start + _SCORED_ROWS)
+            score[part] = self.pilot.predict(self._data.wide(legitimate[part]), num_threads=config.threads)
+        return sampling_rates(score, wanted)
 
     def _recency(self, rows: NDArray[np.intp]) -> NDArray[np.float64]:
         """Return what age leaves of each row's weight, shape (len(rows),)."""

@@ -85,7 +85,7 @@ def test_two_versions_are_compared(registry: Registry) -> None:
         (("list",), "Versions of the local registry need none: give --registry."),
         (("card", MODEL.version), "Versions of the local registry need none: give --registry."),
         (("promote", MODEL.version), "Missing option '--reason'"),
-        (("promote", MODEL.version, "--reason", " "), "give a reason"),
+        (("promote", MODEL.version, "--reason", " "), "--reason takes one line"),
         (("at", "yesterday"), "is no time"),
         (("policy", "set", "--reason", "why"), "give what to change"),
         (("policy", "set", "--threshold", "2", "--reason", "why"), "is not in the range"),

@@ -228,6 +228,27 @@ def test_a_transaction_is_sampled_whatever_the_history_begins_with() -> None:
     assert drawn(data) == drawn(later) != drawn(data, seed=1)
 
 
+def test_rows_that_the_pilot_takes_for_fraud_are_sampled_more_often_and_weigh_less() -> None:
+    data = synthetic()
+    rows, wanted = np.arange(len(data.fraud)), int(2 * data.fraud.sum())
+    config = msgspec.structs.replace(SMALL, legitimate_rows=wanted)
+    trees = _Trees(data, config, FEATURES)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("pipeline.training.fit.LEGITIMATE_PER_FRAUD", 1)
+        kept, weight = trees.sampled(rows)
+        evenly, even_weight = _Trees(data, msgspec.structs.replace(config, pilot_trees=0), FEATURES).sampled(rows)
+    assert trees.pilot is not None
+    score = np.asarray(trees.pilot.predict(data.wide(rows)))
+    legitimate = ~data.fraud
+    for found, weights in ((kept, weight), (evenly, even_weight)):
+        assert set(rows[data.fraud]) <= set(found)
+        assert np.count_nonzero(legitimate[found]) == pytest.approx(wanted, rel=0.15)
+        assert weights[legitimate[found]].sum() == pytest.approx(np.count_nonzero(legitimate), rel=0.15)
+        np.testing.assert_array_equal(weights[data.fraud[found]], 1.0)
+    assert score[kept][legitimate[kept]].mean() > 1.5 * score[evenly][legitimate[evenly]].mean()
+    assert np.corrcoef(score[kept][legitimate[kept]], weight[legitimate[kept]])[0, 1] < -0.5
+
+
 def test_the_number_of_trees_of_rolling_folds_belongs_to_the_recipe() -> None:
     data, delay_us = synthetic(), 2 * US_PER_DAY
     split = split_cohorts(data.event_time_us, label_delay_us=delay_us, validation_us=5 * US_PER_DAY)
