@@ -134,7 +134,7 @@ class _Example:
             known_before = self._start - timedelta(days=age_days)
             view.stage(
                 f"training the {name} model on what was known on {known_before:%Y-%m-%d}"
-                + (" (the first time, kernels are compiled, which takes half a minute)" if name == OLDER else "")
+                + (" (the first time, kernels are compiled, which takes a minute or two)" if name == OLDER else "")
             )
             trained = train_on(history[history["event_time"] < known_before], self._world, settings)
             register(registry, trained, activate=name == OLDER)

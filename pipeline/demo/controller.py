@@ -50,7 +50,7 @@ LOOK_S: Final = 0.05
 EXAMPLES_NAMED: Final = 5
 TRAINING_STAGE_S: Final = 2.0
 """Time between two stages of the training that are reported."""
-COMPILING: Final = " (the first time, the feature kernels are compiled, which takes half a minute)"
+COMPILING: Final = " (the first time, the feature kernels are compiled, which takes a minute or two)"
 
 
 class Incomplete(RuntimeError):
