@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Annotated, Any, Final
+from typing import Annotated, Any, Final, NamedTuple
 
 import lightgbm
 import msgspec
@@ -251,6 +251,22 @@ def _describe_early(targets: Targets) -> dict[str, Any]:
     }
 
 
+class _Pilot(NamedTuple):
+    """Trees that score rows of a training set, each once."""
+
+    trees: lightgbm.Booster
+    known: NDArray[np.float64]
+    """Scores of all rows, shape (n,); NaN where nobody has asked."""
+
+    def scores(self, data: TrainingSet, rows: NDArray[np.intp], threads: int) -> NDArray[np.float64]:
+        """Return the scores of some rows; shape (len(rows),)."""
+        new = rows[np.isnan(self.known[rows])]
+        for start in range(0, len(new), _SCORED_ROWS):
+            part = new[start : start + _SCORED_ROWS]
+            self.known[part] = self.trees.predict(data.wide(part), num_threads=threads)
+        return self.known[rows]
+
+
 class _Trees:
     """Grows trees on some rows of a training set.
 
@@ -258,7 +274,7 @@ class _Trees:
         data: The training set.
         config: How trees are grown.
         features: The features that trees may ask for.
-        pilot: Trees by which legitimate rows are sampled; without, they are grown on the first rows that are sampled.
+        pilot: Scores rows to sample them; without, it is grown on the first rows that are sampled.
     """
 
     def __init__(
@@ -266,7 +282,7 @@ class _Trees:
         data: TrainingSet,
         config: TrainingConfig,
         features: Sequence[str],
-        pilot: lightgbm.Booster | None = None,
+        pilot: "_Pilot | None" = None,
     ) -> None:
         self._data, self._config, self._features, self.pilot = data, config, features, pilot
         # By identity: whatever the history begins with, the same transactions are drawn.
@@ -355,12 +371,9 @@ class _Trees:
                 legitimate_rows=max(1, config.legitimate_rows // 2),
                 pilot_trees=0,
             )
-            self.pilot = _Trees(self._data, of_pilot, self._features).grown(rows, config.pilot_trees)
-        score = np.empty(len(legitimate))
-        for start in range(0, len(legitimate), _SCORED_ROWS):
-            part = slice(start, start + _SCORED_ROWS)
-            score[part] = self.pilot.predict(self._data.wide(legitimate[part]), num_threads=config.threads)
-        return sampling_rates(score, wanted)
+            grown = _Trees(self._data, of_pilot, self._features).grown(rows, config.pilot_trees)
+            self.pilot = _Pilot(grown, np.full(len(self._data.fraud), np.nan))
+        return sampling_rates(self.pilot.scores(self._data, legitimate, config.threads), wanted)
 
     def _recency(self, rows: NDArray[np.intp]) -> NDArray[np.float64]:
         """Return what age leaves of each row's weight, shape (len(rows),)."""

@@ -238,7 +238,8 @@ def test_rows_that_the_pilot_takes_for_fraud_are_sampled_more_often_and_weigh_le
         kept, weight = trees.sampled(rows)
         evenly, even_weight = _Trees(data, msgspec.structs.replace(config, pilot_trees=0), FEATURES).sampled(rows)
     assert trees.pilot is not None
-    score = np.asarray(trees.pilot.predict(data.wide(rows)))
+    score = trees.pilot.scores(data, rows, threads=1)
+    np.testing.assert_array_equal(score, trees.pilot.trees.predict(data.wide(rows)))
     legitimate = ~data.fraud
     for found, weights in ((kept, weight), (evenly, even_weight)):
         assert set(rows[data.fraud]) <= set(found)
