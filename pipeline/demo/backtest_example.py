@@ -15,7 +15,7 @@ from pipeline.backtest.input.span import RangeError, moment
 from pipeline.backtest.report import ReportOptions, build_report
 from pipeline.backtest.runner.arguments import TimeRange
 from pipeline.backtest.runner.statistics import BacktestProgress
-from pipeline.demo.controller import logging_to
+from pipeline.demo.controller import COMPILING, logging_to
 from pipeline.demo.environment import run_cluster
 from pipeline.demo.figures import RunState
 from pipeline.demo.first_models import LABEL_DELAY_DAYS, alerts_per_day, train_on
@@ -134,7 +134,7 @@ class _Example:
             known_before = self._start - timedelta(days=age_days)
             view.stage(
                 f"training the {name} model on what was known on {known_before:%Y-%m-%d}"
-                + (" (the first time, kernels are compiled, which takes a minute or two)" if name == OLDER else "")
+                + (COMPILING if name == OLDER else "")
             )
             trained = train_on(history[history["event_time"] < known_before], self._world, settings)
             register(registry, trained, activate=name == OLDER)

@@ -1,6 +1,6 @@
-"""How often legitimate transactions are sampled to grow trees on: the more, the more they look like fraud.
+"""Sampling rates of legitimate transactions to grow trees on: the higher, the more they look like fraud.
 
-Where fraud is rare, an even sample has few of those transactions that frauds have to be told apart from. Local
+Where fraud is rare, an even sample has few of those transactions that fraud is easily confused with. Local
 case-control sampling (Fithian and Hastie, "Local case-control sampling: efficient subsampling in imbalanced data sets",
 2014) keeps a transaction in proportion to the score of a pilot model. Weights make up for it, so that a bad pilot costs
 precision alone.

@@ -1,4 +1,4 @@
-"""How often legitimate transactions are sampled."""
+"""Sampling rates of legitimate transactions."""
 
 import numpy as np
 import pytest
