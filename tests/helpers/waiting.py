@@ -4,8 +4,8 @@ import time
 from collections.abc import Callable
 from typing import Final, TypeVar
 
-TIMEOUT_S: Final = 180.0
-"""Limit of waits that are not themselves measured: a broker on a busy machine may answer nobody for so long."""
+TIMEOUT_S: Final = 600.0
+"""Limit of waits that are not themselves measured: on a busy machine a run of seconds may take minutes."""
 POLL_S: Final = 0.02
 T = TypeVar("T")
 

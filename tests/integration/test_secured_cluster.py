@@ -45,7 +45,7 @@ from tests.helpers.logs import label, transaction
 from tests.helpers.runs import RunStarter
 from tests.helpers.secured import PASSWORDS, SUPER, Secured, secured_broker
 from tests.helpers.topics import Cluster, Starter
-from tests.helpers.waiting import eventually
+from tests.helpers.waiting import TIMEOUT_S, eventually
 from tests.helpers.worker import ROOT
 
 pytestmark = pytest.mark.broker
@@ -53,7 +53,6 @@ pytestmark = pytest.mark.broker
 TOPICS_OF_LABELS: Final = {"labels": ("analyst", "audit"), "chargebacks": ("chargeback",)}
 OTHERS: Final = "other."
 """Prefix of topics that nobody of these may touch."""
-TIMEOUT_S: Final = 30.0
 DENIED: Final = frozenset(
     {
         KafkaError.TOPIC_AUTHORIZATION_FAILED,
@@ -353,7 +352,7 @@ def test_a_run_of_the_demo_stays_below_its_prefix(by_role: Roles, begin: RunStar
     client = by_role.clients["demo"]
     small = ("--cards", "200", "--merchants", "400", "--history-days", "40", "--day-seconds", "0.5")
     run = begin("run", *small, "--days", "1", **client.environment)
-    assert run.process.wait(180) == 0, run.errors
+    assert run.process.wait(TIMEOUT_S) == 0, run.errors
     summary = json.loads(run.output.splitlines()[-1])
     assert summary["decisions"] == summary["transactions"] > 0
     assert f"topics begin with {DEMO}" in " ".join(run.output.split())

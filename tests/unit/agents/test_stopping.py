@@ -15,9 +15,9 @@ import pytest
 from agents import app as agents_app
 from agents.stopping import EXIT_LATE
 from pipeline.settings import Settings
+from tests.helpers.waiting import TIMEOUT_S
 
 ROOT = Path(__file__).parents[3]
-TIMEOUT_S = 240.0
 PROGRAM = """
     import asyncio, atexit, ctypes, logging, os, signal, sys, threading
     from concurrent.futures import ThreadPoolExecutor

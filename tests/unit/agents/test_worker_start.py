@@ -17,9 +17,7 @@ from agents.watches import UndecidedWatch
 from pipeline.settings import Settings
 from schemas.money import RateTable
 from tests.contract.records import RATES
-from tests.helpers.waiting import eventually
-
-TIMEOUT_S = 30.0
+from tests.helpers.waiting import TIMEOUT_S, eventually
 
 
 class Loop:

@@ -9,8 +9,8 @@ from agents.topology import AGENTS
 from pipeline.kafka.checks import startup
 from pipeline.kafka.checks.startup import CheckResult, Cluster, Role, StartRefused, check_start
 from pipeline.settings import Settings
+from tests.helpers.waiting import TIMEOUT_S
 
-TIMEOUT_S = 30.0
 CHECKS = ("partitions", "retention", "timestamps", "replication", "offsets", "kernel")
 ROLES = tuple(AGENTS.values())
 
