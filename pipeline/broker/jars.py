@@ -1,30 +1,24 @@
 """The jars of Apache Kafka: pinned by version and SHA-256 in the package, fetched once, kept for the user.
 
 The list is read from ``pipeline/data/kafka-jars.json``, so that a start resolves no dependencies: what is missing is
-fetched by ``jgo``, without Maven or Java, and checked. ``write_list`` makes the list anew when ``ENDPOINTS`` changes.
+fetched by ``jgo``, without Maven or Java, and checked. ``python -m tests.helpers.jar_lists`` makes the list anew.
 """
 
 import hashlib
 import json
 import os
 import shutil
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
 from pipeline.broker.process import INSTALL, BrokerError
 
-ENDPOINTS: Final = (
-    "org.apache.kafka:kafka_2.13:4.2.2",
-    # Kafka logs through slf4j 1.7 and depends on log4j 2, but not on the piece between the two.
-    "org.apache.logging.log4j:log4j-slf4j-impl:2.25.5",
-)
 LIST_NAME: Final = "kafka-jars.json"
 T = TypeVar("T")
 PAUSES_S: Final = (0.5, 2.0)
@@ -55,7 +49,7 @@ def pinned() -> list[Jar]:
 
 
 def read_list(text: str) -> list[Jar]:
-    """The jars of a list that ``write_list`` wrote."""
+    """The jars of a list."""
     return [Jar(**entry) for entry in json.loads(text)["jars"]]
 
 
@@ -73,21 +67,13 @@ def store_dir(fallback: Path) -> Path:
     return fallback
 
 
-def class_path(fallback_store: Path) -> list[Path]:
-    """Paths of all jars; fetches the missing ones (45 MB the first time, nothing after that).
-
-    Raises ``BrokerError`` when a jar cannot be had or is not the pinned one.
-    """
-    return fetched(pinned(), fallback_store)
-
-
 def fetched(jars: Sequence[Jar], fallback_store: Path) -> list[Path]:
     """Return the paths of ``jars``, in their order; fetch those that are missing or are not the pinned ones.
 
-    Every jar is hashed each time: 45 MB take about 0.12 s, and the broker's start takes seconds.
+    The broker's have 45 MB. Every jar is hashed each time: that takes about 0.12 s, and the broker's start seconds.
 
     Raises:
-        BrokerError: As ``class_path`` does.
+        BrokerError: A jar cannot be had, or is not the pinned one.
     """
     store = store_dir(fallback_store)
     missing = [jar for jar in jars if not _present(store, jar)]
@@ -99,7 +85,7 @@ def fetched(jars: Sequence[Jar], fallback_store: Path) -> list[Path]:
 def _present(store: Path, jar: Jar) -> bool:
     path = store / jar.path
     try:
-        return path.stat().st_size == jar.size_bytes and _sha256(path) == jar.sha256
+        return path.stat().st_size == jar.size_bytes and file_digest(path) == jar.sha256
     except FileNotFoundError:
         return False
 
@@ -126,7 +112,7 @@ def _fetch_one(context: Any, store: Path, jar: Jar) -> None:
             "starts; name yours under [repositories] in ~/.config/jgo.conf. Without one the embedded broker cannot "
             "run: set KAFKA_BOOTSTRAP_SERVERS to a Kafka cluster that you have."
         ) from error
-    digest = _sha256(found)
+    digest = file_digest(found)
     if digest != jar.sha256:
         raise BrokerError(
             f"{jar.path.name} is not the file that this project pins (SHA-256 {digest}, expected {jar.sha256}). "
@@ -167,33 +153,7 @@ def _maven(repository: Path) -> Any:
     )
 
 
-def _sha256(path: Path) -> str:
+def file_digest(path: Path) -> str:
+    """Return the SHA-256 of a file, hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def resolve(endpoints: Sequence[str]) -> list[Jar]:
-    """Resolve ``endpoints`` with all that they need, and hash every jar.
-
-    Of two versions of a jar, the first endpoint's is taken.
-    """
-    import jgo
-
-    found: dict[tuple[str, str], Jar] = {}
-    # One by one: in a common resolution the versions that one endpoint manages would replace those that Kafka asks for.
-    for endpoint in endpoints:
-        for artifact in jgo.resolve(endpoint):
-            path = Path(artifact.resolve())
-            group, name, version = str(artifact.groupId), str(artifact.artifactId), str(artifact.version)
-            found.setdefault((group, name), Jar(group, name, version, path.stat().st_size, _sha256(path)))
-    return list(found.values())
-
-
-def write_list(
-    endpoints: Sequence[str] = ENDPOINTS, target: Path = Path(__file__).parents[1] / "data" / LIST_NAME
-) -> None:
-    """Write the list of all that ``endpoints`` need, by default the broker's into the package."""
-    jars = resolve(endpoints)
-    content = {"endpoints": endpoints, "jars": [asdict(jar) for jar in jars]}
-    target.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    sys.stdout.write(f"{target}: {len(jars)} jars\n")

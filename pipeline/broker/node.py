@@ -20,7 +20,7 @@ from pipeline.broker.configuration import (
     server_properties,
 )
 from pipeline.broker.fencing import SESSION_MS, crashed, end_session
-from pipeline.broker.jars import class_path
+from pipeline.broker.jars import fetched, pinned
 from pipeline.broker.java import find_java
 from pipeline.broker.local import (
     HOST,
@@ -91,7 +91,7 @@ class EmbeddedBroker:
         lock = self._take_lock()
         try:
             java = find_java()
-            jars = class_path(self.data_dir / "jars")
+            jars = fetched(pinned(), self.data_dir / "jars")
             for remaining in reversed(range(PORT_TRIES)):
                 port, controller_port = self._choose_ports()
                 try:

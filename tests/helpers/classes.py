@@ -12,7 +12,7 @@ from typing import Final
 
 from pipeline.broker import embedded_broker
 from pipeline.broker.configuration import jvm_arguments
-from pipeline.broker.jars import class_path
+from pipeline.broker.jars import fetched, pinned
 from pipeline.broker.java import find_java
 from pipeline.kafka.cluster.admin import ensure_topics
 from pipeline.settings import Settings
@@ -38,7 +38,7 @@ def main() -> None:
     ARCHIVE.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=ARCHIVE.parent) as directory:
         place = Path(directory)
-        jars = class_path(place / "jars")
+        jars = fetched(pinned(), place / "jars")
         if ARCHIVE.exists() and ARCHIVE.stat().st_mtime > max(path.stat().st_mtime for path in [java, *jars]):
             return
         listed, made = place / "classes", place / "classes.jsa"

@@ -15,7 +15,7 @@ from typing import Final
 from confluent_kafka.admin import AdminClient
 
 from pipeline.broker.configuration import jvm_arguments, log4j_text, properties_text, server_properties
-from pipeline.broker.jars import class_path
+from pipeline.broker.jars import fetched, pinned
 from pipeline.broker.java import find_java
 from pipeline.broker.local import HOST, free_port
 from pipeline.broker.process import BrokerError, GuardedProcess
@@ -160,7 +160,7 @@ def _prepared(
         own["listener.security.protocol.map"] += f",{name}:{protocol}"
     configuration.write_text(properties_text(own), encoding="utf-8")
     log4j.write_text(log4j_text(), encoding="utf-8")
-    jars = os.pathsep.join(map(str, class_path(directory / "jars")))
+    jars = os.pathsep.join(map(str, fetched(pinned(), directory / "jars")))
     small = [option for option in jvm_arguments(log4j, directory) if not option.startswith(("-Xm", "-XX:+Exit"))]
     command = [str(find_java()), "-Xmx384m", *small, "-cp", jars]
     shutil.rmtree(directory / "log", ignore_errors=True)

@@ -261,7 +261,6 @@ def test_a_jar_that_is_not_the_pinned_one_is_refused(tmp_path: Path, monkeypatch
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     jar = jars_module.pinned()[-1]
     forged = jars_module.Jar(jar.group, jar.artifact, jar.version, jar.size_bytes, "0" * 64)
-    monkeypatch.setattr(jars_module, "pinned", lambda: [forged])
     with pytest.raises(BrokerError, match="is not the file that this project pins"):
-        jars_module.class_path(tmp_path / "fallback")
+        jars_module.fetched([forged], tmp_path / "fallback")
     assert list((tmp_path / "fraud-pipeline" / "jars").rglob("*.jar")) == []

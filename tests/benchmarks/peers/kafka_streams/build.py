@@ -13,8 +13,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
-from pipeline.broker.jars import fetched, read_list, write_list
+from pipeline.broker.jars import fetched, read_list
 from pipeline.broker.java import find_java
+from tests.helpers.jar_lists import write_list
 
 ENDPOINTS: Final = (
     "org.apache.kafka:kafka-streams:4.2.2",
