@@ -139,12 +139,15 @@ def _learned(request: Request, case: CaseView, label_ids: Sequence[str]) -> list
     return [parts.status.learned(item, decisions.get(item.label.transaction_id)) for item in found.values()]
 
 
-def _form_action(action: Action, act: Callable[[Any, str, str, str, FormData], object]) -> Callable[..., Any]:
+def _form_action(
+    action: Action, method: str, read: Callable[[FormData], dict[str, Any]] = lambda _: {}
+) -> Callable[..., Any]:
     """Return an endpoint that does an action of a form, and shows the case as it is then.
 
     Args:
         action: Action of `pipeline.console.roles` that the account needs.
-        act: Called with the actions, the case, the account, the form's id and the form.
+        method: Method of `pipeline.console.actions.CaseActions`.
+        read: Returns its further arguments.
     """
 
     @requires(action)
@@ -155,7 +158,7 @@ def _form_action(action: Action, act: Callable[[Any, str, str, str, FormData], o
         if action is Action.WITHDRAW:
             _check_own(request, str(form.get("undoes", "")))
         try:
-            act(actions, case_id, account.name, event_id, form)
+            getattr(actions, method)(case_id, account.name, event_id, **read(form))
         except KeyError:
             raise HTTPException(404, "There is no such case: search for its card or its transaction.") from None
         except (ActionRefused, DeliveryFailed, ValueError) as error:
@@ -175,39 +178,31 @@ def _check_own(request: Request, event_id: str) -> None:
         check_allowed(request, Action.WITHDRAW_OTHERS)
 
 
-def _claim(actions: Any, case_id: str, by: str, event_id: str, _form: FormData) -> None:
-    actions.claim(case_id, by, event_id)
-
-
-def _label(actions: Any, case_id: str, by: str, event_id: str, form: FormData) -> None:
+def _label(form: FormData) -> dict[str, Any]:
     outcome, transactions = str(form.get("outcome", "")), [str(item) for item in form.getlist("transaction")]
     if outcome not in {"fraud", "legitimate"}:
         raise ValueError("Choose fraud or legitimate.")
     if not transactions:
         raise ValueError("Tick the transactions that you label.")
     alerts = [str(item) for item in form.getlist("alert")]
-    actions.label(case_id, by, event_id, outcome, transactions, alerts=alerts)
+    return {"outcome": outcome, "transactions": transactions, "alerts": alerts}
 
 
-def _snooze(actions: Any, case_id: str, by: str, event_id: str, form: FormData) -> None:
+def _snooze(form: FormData) -> dict[str, Any]:
     own = f"{form.get('own', '')}{form.get('offset', '')}"
     end = presentation.snooze_end(str(form.get("until", "")), own, datetime.now(UTC))
-    actions.snooze(case_id, by, event_id, end, str(form.get("note", "")).strip()[:LONGEST_NOTE])
+    return {"until": end, "note": str(form.get("note", "")).strip()[:LONGEST_NOTE]}
 
 
-def _note(actions: Any, case_id: str, by: str, event_id: str, form: FormData) -> None:
+def _note(form: FormData) -> dict[str, Any]:
     text = str(form.get("text", "")).strip()
     if not 0 < len(text) <= LONGEST_NOTE:
         raise ValueError(f"Write a note of 1 to {LONGEST_NOTE:,} characters.")
-    actions.note(case_id, by, event_id, text)
+    return {"text": text}
 
 
-def _reopen(actions: Any, case_id: str, by: str, event_id: str, _form: FormData) -> None:
-    actions.reopen(case_id, by, event_id)
-
-
-def _withdraw(actions: Any, case_id: str, by: str, event_id: str, form: FormData) -> None:
-    actions.withdraw(case_id, by, event_id, str(form.get("undoes", "")))
+def _withdraw(form: FormData) -> dict[str, Any]:
+    return {"undoes": str(form.get("undoes", ""))}
 
 
 class IdentifierConvertor(StringConvertor):
@@ -218,12 +213,12 @@ class IdentifierConvertor(StringConvertor):
 
 register_url_convertor("identifier", IdentifierConvertor())
 ROUTES: Final[Sequence[Route]] = (
-    Route("/cases/{case_id:identifier}/claim", _form_action(Action.CLAIM, _claim), methods=["POST"]),
-    Route("/cases/{case_id:identifier}/label", _form_action(Action.LABEL, _label), methods=["POST"]),
-    Route("/cases/{case_id:identifier}/snooze", _form_action(Action.SNOOZE, _snooze), methods=["POST"]),
-    Route("/cases/{case_id:identifier}/note", _form_action(Action.NOTE, _note), methods=["POST"]),
-    Route("/cases/{case_id:identifier}/reopen", _form_action(Action.REOPEN, _reopen), methods=["POST"]),
-    Route("/cases/{case_id:identifier}/undo", _form_action(Action.WITHDRAW, _withdraw), methods=["POST"]),
+    Route("/cases/{case_id:identifier}/claim", _form_action(Action.CLAIM, "claim"), methods=["POST"]),
+    Route("/cases/{case_id:identifier}/label", _form_action(Action.LABEL, "label", _label), methods=["POST"]),
+    Route("/cases/{case_id:identifier}/snooze", _form_action(Action.SNOOZE, "snooze", _snooze), methods=["POST"]),
+    Route("/cases/{case_id:identifier}/note", _form_action(Action.NOTE, "note", _note), methods=["POST"]),
+    Route("/cases/{case_id:identifier}/reopen", _form_action(Action.REOPEN, "reopen"), methods=["POST"]),
+    Route("/cases/{case_id:identifier}/undo", _form_action(Action.WITHDRAW, "withdraw", _withdraw), methods=["POST"]),
     Route("/cases/{case_id:identifier}/export.html", export_case),
     Route("/cases/{case_id:identifier}/learned", learned),
     # The last: it takes whatever is left.
