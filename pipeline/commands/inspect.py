@@ -30,28 +30,24 @@ _FORMS: Final[dict[str, tuple[Layout, Callable[[bytes], Sequence[Message]]]]] = 
 _encode = msgspec.json.Encoder(decimal_format="number").encode
 
 
-class NoSuchRecord(click.ClickException):
-    """There is nothing at the position; the text says why."""
-
-
 def find_record(bootstrap: str, settings: Settings, topic: str, partition: int, offset: int) -> Record:
     """Return the committed record at a position (topic without prefix).
 
     Raises:
-        NoSuchRecord: There is none.
+        click.ClickException: There is none.
         TopicError: The topic is missing, or cannot be read.
     """
     name = settings.topic(topic)
     numbers = partition_numbers(admin_client(bootstrap, settings=settings), name)
     if partition not in numbers:
-        raise NoSuchRecord(f"Topic {name} has partitions 0 to {max(numbers)}, and no partition {partition}.")
+        raise click.ClickException(f"Topic {name} has partitions 0 to {max(numbers)}, and no partition {partition}.")
     reading = read_batches(bootstrap, name, settings=settings, partitions=[partition], start={partition: offset})
     with closing(reading) as batches:
         for records in batches:
             if records[0].offset == offset:
                 return records[0]
             break
-    raise NoSuchRecord(
+    raise click.ClickException(
         f"Offset {offset} of topic {name} partition {partition} holds no committed record: it is a marker of a Kafka "
         "transaction, was deleted, or does not exist yet."
     )
@@ -66,21 +62,23 @@ def shown(record: Record, topic: str, row: int | None) -> Iterator[bytes]:
         row: Number of the one row that is wanted; None: all of them.
 
     Raises:
-        NoSuchRecord: It has no such row, or it is neither a block nor JSON.
+        click.ClickException: It has no such row, or it is neither a block nor JSON.
     """
     value = record.value or b""
     if topic in _FORMS:
         try:
             yield from _block(record, value, row, *_FORMS[topic])
         except BlockError as error:
-            raise NoSuchRecord(f"The record cannot be shown as a block: {error}.") from error
+            raise click.ClickException(f"The record cannot be shown as a block: {error}.") from error
         return
     if row is not None:
-        raise NoSuchRecord(f"Records of topic {topic} have no rows: leave ROW out.")
+        raise click.ClickException(f"Records of topic {topic} have no rows: leave ROW out.")
     try:
         msgspec.json.decode(value)
     except UNREADABLE as error:
-        raise NoSuchRecord(f"The value is not JSON ({error}): `fraud-pipeline export` keeps its bytes.") from error
+        raise click.ClickException(
+            f"The value is not JSON ({error}): `fraud-pipeline export` keeps its bytes."
+        ) from error
     yield value
 
 
@@ -89,7 +87,7 @@ def _block(
 ) -> Iterator[bytes]:
     block, messages = parse_block(value, layout), read(value)
     if row is not None and row >= len(messages):
-        raise NoSuchRecord(f"The block has rows 0 to {len(messages) - 1}, and no row {row}.")
+        raise click.ClickException(f"The block has rows 0 to {len(messages) - 1}, and no row {row}.")
     if row is None:
         yield _encode(
             {

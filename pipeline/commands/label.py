@@ -33,14 +33,6 @@ SEARCHED: Final = (ALERTS, DECISIONS, TRANSACTIONS)
 """Topics searched for a transaction, in order: the smallest first, and it holds what analysts look at."""
 
 
-class TransactionNotFound(click.ClickException):
-    """No topic holds the transaction."""
-
-
-class AmbiguousTransaction(click.ClickException):
-    """Several cards have a transaction of this identifier."""
-
-
 class _TransactionHead(msgspec.Struct, frozen=True):
     transaction_id: str
     card_id: str
@@ -71,21 +63,21 @@ def contradiction(label: Label, earlier: Iterable[Label]) -> str | None:
 def find_card(read: Callable[[Topic], Iterable[Record]], transaction_id: str) -> LocatedCard:
     """Look for ``transaction_id`` in each of `SEARCHED` until one holds it.
 
-    Raises ``TransactionNotFound`` when none does and ``AmbiguousTransaction`` when that topic has it on several cards.
+    Raises `click.ClickException` when none does, and when that topic has it on several cards.
     """
     for topic in SEARCHED:
         heads = decoded(read(topic), transaction_id, _TransactionHead)
         cards = {head.card_id: head.event_time for head in heads if head.transaction_id == transaction_id}
         if len(cards) > 1:
             listed = ", ".join(sorted(printable(card) for card in cards))
-            raise AmbiguousTransaction(
+            raise click.ClickException(
                 f"Several cards have a transaction {printable(transaction_id)}: {listed}. "
                 "Name the card that is meant with --card."
             )
         if cards:
             ((card_id, event_time),) = cards.items()
             return LocatedCard(card_id, topic.name, event_time)
-    raise TransactionNotFound(
+    raise click.ClickException(
         f"No transaction {printable(transaction_id)} in the topics {', '.join(topic.name for topic in SEARCHED)}. "
         "Check the identifier (and FRAUD_PIPELINE_TOPIC_PREFIX), or name its card with --card if the topics no longer "
         "hold it."
