@@ -34,7 +34,7 @@ from agents.snapshot_scheduler import SnapshotScheduler
 from agents.stopping import FAUST_LOG, PipelineWorker, end_with_any_thread, end_within, silence_faust
 from agents.topology import AGENTS, CARD, SCORE, AgentSpec, chosen
 from agents.watches import BrokerWatch, UndecidedWatch
-from pipeline.broker import ProvidedBroker, provide_broker
+from pipeline.broker.provided import ProvidedBroker, provide_broker
 from pipeline.engine.partition_state.layout import LAYOUT
 from pipeline.engine.scores.active_models import ModelSet
 from pipeline.features.catalogue import STATE_VERSION
@@ -50,7 +50,7 @@ from pipeline.kafka.writers.unfinished_transactions import end_unfinished
 from pipeline.models.active import ModelSubscriber
 from pipeline.models.list_log import ListLog
 from pipeline.models.published_files import MAPPING, RATES, PublishedFiles
-from pipeline.observability.error_text import explained, notes_of
+from pipeline.observability.error_text import explained
 from pipeline.observability.health import Health
 from pipeline.observability.logs import configure_logging, logging_config
 from pipeline.observability.metrics import WorkerMetrics
@@ -127,7 +127,7 @@ class FraudApp(faust.App):  # type: ignore[misc]
             # The text of an error of the program may hold what is in a record.
             hidden = sentence and not log.isEnabledFor(logging.DEBUG)
             where = "" if hidden else "\n" + "".join(traceback.format_tb(exc.__traceback__))
-            reasons = "; ".join([sentence or type(exc).__name__, *notes_of(exc)])
+            reasons = "; ".join([sentence or type(exc).__name__, *getattr(exc, "__notes__", ())])
             log.critical("agent %s cannot go on: %s%s", agent.name, reasons, where)
             # That is logged. Faust would log it again for every service that ends with the agent.
             silence_faust()

@@ -77,11 +77,6 @@ class DeadLetter:
         values = [value for name, value in self.headers if name == RESENT]
         return _number(values[-1] or b"", 0) if values else 0
 
-    @property
-    def refused_at(self) -> datetime:
-        """Time of its refusal."""
-        return refused_at(self.record)
-
     def obstacle(self, inputs: Collection[str]) -> str:
         """Return why it cannot be sent again; nothing where it can. ``inputs`` are the topics that producers write."""
         if "end" in self.own:
@@ -97,7 +92,7 @@ class DeadLetter:
 
     def line(self) -> str:
         """Return it on one line, without what it holds."""
-        time = utc_text(self.refused_at)
+        time = utc_text(refused_at(self.record))
         again = f", resent {count(self.resent, 'time')} before" if self.resent else ""
         position = f"{self.topic} {self.own.get('partition', '?')}/{self.own.get('offset', '?')}"
         at = f"{self.record.partition}/{self.record.offset}"
@@ -107,7 +102,7 @@ class DeadLetter:
         """Return it as a JSON object, without what it holds."""
         return {
             "position": f"{self.record.partition}/{self.record.offset}",
-            "refused_at": self.refused_at.isoformat(),
+            "refused_at": refused_at(self.record).isoformat(),
             "resent": self.resent,
             **self.own,
         }

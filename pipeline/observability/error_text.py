@@ -47,11 +47,6 @@ def explained(error: BaseException) -> str | None:
     return str(error) if type(error).__module__.partition(".")[0] in _OURS else None
 
 
-def notes_of(error: BaseException) -> list[str]:
-    """Return the notes that were added to an error, such as where its batch lies."""
-    return list(getattr(error, "__notes__", []))
-
-
 def _of_system(error: OSError) -> str | None:
     """Return what the system says; None for an error that says neither where nor what (a time limit, a socket)."""
     where = f"{error.filename}: " if error.filename is not None else ""

@@ -134,7 +134,9 @@ class Health:
     def unreachable_s(self) -> float:
         """Seconds since a broker last answered; 0 while the last one asked did."""
         with self._lock:
-            return self._unreachable_s(self.clock())
+            silence_s = self.clock() - self._broker.answered_s
+            # A watch that no longer asks is no proof of an answer.
+            return silence_s if self._broker.silent or silence_s > self.broker_timeout_s else 0.0
 
     def states(self) -> dict[str, AgentState]:
         """The state of each agent."""
@@ -171,11 +173,6 @@ class Health:
 
     def _state(self, agent: _Agent) -> str:
         return f"starting: {self._step}" if agent.state == "starting" and self._step else agent.state
-
-    def _unreachable_s(self, now_s: float) -> float:
-        silence_s = now_s - self._broker.answered_s
-        # A watch that no longer asks is no proof of an answer.
-        return silence_s if self._broker.silent or silence_s > self.broker_timeout_s else 0.0
 
     def _life(self, name: str, agent: _Agent, now_s: float) -> Check:
         silence_s = now_s - agent.beat_s
