@@ -15,6 +15,7 @@ from typing import Any, Final
 import click
 from msgspec.structs import replace
 
+from pipeline.commands.option_groups import option_group
 from pipeline.commands.option_types import Duration, Moment
 from pipeline.commands.progress import interrupts
 from pipeline.commands.shared_options import (
@@ -50,29 +51,22 @@ _name = click.argument("name")
 _tokens = click.option("--tokens", is_flag=True, help="Values of a tokenised field are its tokens already.")
 
 
+_list_options = option_group(
+    click.option("--kind", type=click.Choice(LIST_KINDS), help="Of a new list."),
+    click.option("--field", help="Of a new list: text of transactions; of suppressions also rule, by its code."),
+    click.option("--match", type=click.Choice(MATCHES), help=f"Of a new list.  [default: {TEXT}]"),
+    click.option("--owner", help="Who answers for it.  [default: --by]"),
+    click.option("--until", type=Moment(), help="Event time from which it does not hold.  [default: it always does]"),
+    click.option("--for", "held_s", type=Duration(), help="Time from now for which it holds, such as 30d."),
+    click.option("--cap", help="Sum of the amounts of suppressed hits at which a suppression ends, such as 500.00."),
+    _tokens,
+)
+"""What describes a list that is new, and what entries have that do not say it themselves."""
+
+
 @click.group()
 def command() -> None:
     """Keep lists that overrule rules and scores, or that rules read."""
-
-
-def _list_options(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Add what describes a list that is new, and what entries have that do not say it themselves."""
-    for option in (
-        _tokens,
-        click.option(
-            "--cap", help="Sum of the amounts of suppressed hits at which a suppression ends, such as 500.00."
-        ),
-        click.option("--for", "held_s", type=Duration(), help="Time from now for which it holds, such as 30d."),
-        click.option(
-            "--until", type=Moment(), help="Event time from which it does not hold.  [default: it always does]"
-        ),
-        click.option("--owner", help="Who answers for it.  [default: --by]"),
-        click.option("--match", type=click.Choice(MATCHES), help=f"Of a new list.  [default: {TEXT}]"),
-        click.option("--field", help="Of a new list: text of transactions; of suppressions also rule, by its code."),
-        click.option("--kind", type=click.Choice(LIST_KINDS), help="Of a new list."),
-    ):
-        function = option(function)
-    return function
 
 
 @command.command()
