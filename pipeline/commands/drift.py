@@ -1,5 +1,6 @@
 """``fraud-pipeline drift``: which features, scores, alerts and reports have drifted, and since when."""
 
+import math
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -15,18 +16,54 @@ from pipeline.broker.running import ANSWER_TIMEOUT_S, find_cluster
 from pipeline.commands.option_types import Duration, Moment
 from pipeline.kafka.cluster.admin import cluster_is_up
 from pipeline.models.registry import RegistryError
+from pipeline.monitoring.alert_outcomes import AlertFigures
 from pipeline.monitoring.daily import day_text
 from pipeline.monitoring.drift import DEFAULT_OPTIONS, DayDrift, DriftOptions, Finding, drifted, judge
 from pipeline.monitoring_data.drift import Monitored, MonitoredTopics, count_files
-from pipeline.observability.drift_metrics import DriftMetrics
 from pipeline.observability.endpoint import Endpoint
 from pipeline.observability.health import Health
+from pipeline.observability.metric_declarations import DRIFT_METRICS
+from pipeline.observability.metrics import DeclaredMetrics
 from pipeline.scoring.lightgbm_model import LightGBMModel
 from pipeline.settings import Settings
 from schemas.codec import timestamp_us
+from schemas.times import SECONDS_PER_DAY
 
 DRIFTED: Final = 3
 """Exit code where there is drift."""
+
+
+class DriftMetrics(DeclaredMetrics):
+    """Gauges of drift."""
+
+    def __init__(self) -> None:
+        super().__init__(DRIFT_METRICS)
+        self._shown: set[str] = set()
+        # Without an alert that has an example there is no precision; 0 would be one.
+        self.show("alert_precision", math.nan)
+
+    def show_drift(self, days: Sequence[DayDrift], importance: dict[str, float]) -> None:
+        """Show what `pipeline.monitoring.drift.judge` found; nothing changes where no day could be assessed."""
+        if not days:
+            return
+        newest = days[-1]
+        self.show("drift_day_timestamp_seconds", newest.day * SECONDS_PER_DAY)
+        alarmed = {found.name for found in drifted(days, ignored=())}
+        shown = newest.p_values.keys() | alarmed
+        for name in self._shown - shown:
+            for gauge in ("drift_alarm", "drift_p_value", "drift_importance"):
+                self.forget(gauge, series=name)
+        self._shown = set(shown)
+        for name in shown:
+            self.show("drift_alarm", name in alarmed, name)
+            self.show("drift_p_value", newest.p_values.get(name, 1.0), name)
+            self.show("drift_importance", importance.get(name, 1.0), name)
+
+    def show_outcomes(self, figures: AlertFigures) -> None:
+        """Show the outcomes of the newest alerts."""
+        self.show("alert_precision", math.nan if figures.precision is None else figures.precision)
+        self.show("fraud_amount", figures.alerted_amount, "alerted")
+        self.show("fraud_amount", figures.missed_amount, "missed")
 
 
 @click.command("drift")

@@ -7,12 +7,11 @@ import pytest
 from click.testing import CliRunner, Result
 
 from pipeline.cli import main
-from pipeline.commands.drift import DRIFTED
+from pipeline.commands.drift import DRIFTED, DriftMetrics
 from pipeline.features.catalogue import DEFAULT_FEATURES, KERNEL_VERSION
 from pipeline.monitoring.daily import ALERTS, REPORT_AGE, REPORT_SCORE, REPORTS
 from pipeline.monitoring.drift import judge
 from pipeline.monitoring_data.drift import Monitored, count_files
-from pipeline.observability.drift_metrics import DriftMetrics
 from pipeline.scoring.distributions import FeatureDistribution
 from pipeline.scoring.lightgbm_model import Calibration, LightGBMModel
 from schemas.codec import encode
