@@ -12,7 +12,7 @@ from typing import Annotated, Final, TextIO
 
 from msgspec import Meta
 
-from pipeline.broker import ProvidedBroker
+from pipeline.broker.provided import ProvidedBroker
 from pipeline.demo.console import ConsoleProcess, running_console
 from pipeline.demo.environment import run_cluster
 from pipeline.demo.feeder import Feeder
@@ -32,7 +32,7 @@ from pipeline.demo.view import (
     summary_lines,
 )
 from pipeline.demo.world import World
-from pipeline.models.publish import publish_champion
+from pipeline.models.publish import VersionToPublish, publish_active
 from pipeline.models.registry import Registry
 from pipeline.observability.error_text import explained
 from pipeline.observability.terminal import throttled
@@ -209,7 +209,7 @@ class Controller:
         history = world.history()
         trained = train_on(history, world, settings, report)
         register(Registry(settings.registry_path), trained, activate=True)
-        publish_champion(servers, settings, trained.model, trained.policy)
+        publish_active(servers, settings, VersionToPublish.from_models(trained.model, trained.policy))
         self._state.figures.river_version = first_river(settings.river_classifier).version
         self._check()
         found = trained.metrics["alert_precision"]

@@ -14,7 +14,7 @@ from pipeline.learning.event_clock import EventClock
 from pipeline.models.contents import VersionContents
 from pipeline.models.decision_feed import DecisionFields, PartitionDecisions, RecentFeed
 from pipeline.models.library import PublishedVersions
-from pipeline.models.publish import ControlWriter
+from pipeline.models.publish import ControlWriter, ServiceStopped
 from pipeline.models.rule_changes import RuleChanges, Trip
 from pipeline.models.rule_records import RuleTrip, rule_figures
 from pipeline.settings import Settings
@@ -91,10 +91,6 @@ class RuleCounts:
                 del counts[key]
 
 
-class BreakerStopped(Exception):
-    """The service was asked to stop."""
-
-
 class Breaker:
     """Follows decisions of all partitions, and stops rules; used from one thread.
 
@@ -126,7 +122,7 @@ class Breaker:
                 self._counts.grown.clear()
                 self._take(self._feed.new(_POLL_S))
                 self._activated(self._control.poll(0))
-        except BreakerStopped:
+        except ServiceStopped:
             return
 
     def close(self) -> None:
@@ -161,4 +157,4 @@ class Breaker:
 
     def _waiting(self) -> None:
         if self._stopped():
-            raise BreakerStopped
+            raise ServiceStopped

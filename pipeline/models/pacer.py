@@ -15,7 +15,14 @@ from pipeline.learning.event_clock import AHEAD_HOURS
 from pipeline.models.contents import VersionContents
 from pipeline.models.decision_feed import PartitionDecisions, RecentFeed
 from pipeline.models.library import PublishedVersions
-from pipeline.models.publish import ControlWriter, ModelChange, ServiceEnded, SoleProcess, VersionToPublish
+from pipeline.models.publish import (
+    ControlWriter,
+    ModelChange,
+    ServiceEnded,
+    ServiceStopped,
+    SoleProcess,
+    VersionToPublish,
+)
 from pipeline.models.version_history import PACE
 from pipeline.settings import Settings
 from schemas.topics import CONTROL
@@ -30,10 +37,6 @@ _HOUR_S: Final = 3_600
 
 class NothingActive(ServiceEnded):
     """There is no policy whose threshold could be set."""
-
-
-class PacerStopped(Exception):
-    """The service was asked to stop."""
 
 
 class Proposal(NamedTuple):
@@ -114,7 +117,7 @@ class Pacer:
                 self._refresh()
                 if self._published.model_set.active is active:
                     self._step(active)
-        except PacerStopped:
+        except ServiceStopped:
             return
 
     def close(self) -> None:
@@ -138,7 +141,7 @@ class Pacer:
 
     def _waiting(self) -> None:
         if self._stopped():
-            raise PacerStopped
+            raise ServiceStopped
 
     def _prepared(self) -> ActiveModels:
         """Return the active versions, once what their LightGBM version has decided is read."""

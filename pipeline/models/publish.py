@@ -172,10 +172,6 @@ class ControlWriter:
         self._write(control_record(item), datetime.now(UTC))
         self._producer.flush()
 
-    def add(self, references: Sequence[VersionReference], step: ModelChange) -> None:
-        """Make versions active that take nobody's place, whatever others write meanwhile."""
-        self.note(_activation(references, step))
-
     def _write(self, output: Output, now: datetime) -> None:
         topic = self._settings.topic(output.topic.name)
         headers = list(self._signer.headers(output, topic))
@@ -195,24 +191,15 @@ def publish_active(
         DeliveryFailed: A record was not written. Nothing is active before the last one is.
     """
     writer = ControlWriter(bootstrap, settings)
-    writer.add(writer.contents(contents), step)
-
-
-def publish_champion(bootstrap: str, settings: Settings, model: LightGBMModel, policy: Policy) -> None:
-    """Publish the first versions of a cluster, as `publish_active`.
-
-    Args:
-        model: LightGBM version.
-        policy: Policy that was made for it.
-
-    Raises:
-        DeliveryFailed: A record was not written, and neither is active.
-    """
-    publish_active(bootstrap, settings, VersionToPublish.from_models(model, policy))
+    writer.note(_activation(writer.contents(contents), step))
 
 
 class ServiceEnded(Exception):
     """The service has to end; the text says why."""
+
+
+class ServiceStopped(Exception):
+    """The service was asked to stop."""
 
 
 class SoleProcess:

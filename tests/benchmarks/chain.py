@@ -16,10 +16,10 @@ from typing import Annotated, Any, Final, Self
 import pandas as pd
 from msgspec import Meta
 
-from pipeline.broker import BrokerError, EmbeddedBroker, embedded_broker
+from pipeline.broker.node import EmbeddedBroker, embedded_broker
+from pipeline.broker.process import BrokerError
 from pipeline.demo.processes import WorkerDied, check_alive, running_workers, settings_environment
 from pipeline.kafka.cluster.admin import ensure_topics
-from pipeline.models.publish import publish_champion
 from pipeline.settings import Settings
 from tests.benchmarks.alone import scratch
 from tests.benchmarks.delays import answers
@@ -29,6 +29,7 @@ from tests.benchmarks.peers.kafka_streams.build import BuildError, command
 from tests.benchmarks.report import FLOOR
 from tests.benchmarks.running import EngineFailed, end_of, running_process
 from tests.benchmarks.traffic import Item, Traffic, a_while_ago, items
+from tests.helpers.champion import publish_champion
 
 _DAYS_AGO: Final = 90
 WARM_UP_RATE: Final = 2_000

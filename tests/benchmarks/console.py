@@ -28,21 +28,20 @@ from typing import Any
 import numpy as np
 from confluent_kafka import Consumer, TopicPartition
 
-from pipeline.broker import embedded_broker
+from pipeline.broker.node import embedded_broker
 from pipeline.console import case_pages, queue_pages
 from pipeline.console.guard import RATE_PER_S
 from pipeline.console.store import CaseStore
 from pipeline.console.views import QueueFilter
 from pipeline.demo.processes import settings_environment
 from pipeline.kafka.cluster.admin import ensure_topics
-from pipeline.models.publish import publish_champion
 from pipeline.settings import Settings
 from schemas.codec import encode
 from schemas.messages import Message
 from schemas.topics import ALERTS, DECISIONS, TRANSACTIONS, Topic
 from tests.helpers.case_topics import KEY, NOON, Fed, alert_of, console, decision_of, event_of, label_of
 from tests.helpers.case_views import Answers
-from tests.helpers.champion import policy, small_model
+from tests.helpers.champion import policy, publish_champion, small_model
 from tests.helpers.consoles import Client, served, stand_in_parts
 from tests.helpers.logs import transaction
 from tests.helpers.topics import shared_producer

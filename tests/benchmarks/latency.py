@@ -15,11 +15,10 @@ from typing import Any, Literal, get_args
 import numpy as np
 import psutil
 
-from pipeline.broker import EmbeddedBroker, embedded_broker
+from pipeline.broker.node import EmbeddedBroker, embedded_broker
 from pipeline.demo.processes import WorkerProcess, check_alive, running_workers
 from pipeline.kafka.cluster.admin import end_offsets, ensure_topics
 from pipeline.kafka.readers.topic_reader import read_batches
-from pipeline.models.publish import publish_champion
 from pipeline.settings import Settings
 from schemas.topics import ACCEPTED_LABELS, DECISION_FEATURES, PROFILED, TRANSACTIONS, Topic
 from tests.benchmarks.alone import scratch
@@ -28,6 +27,7 @@ from tests.benchmarks.delays import summarise
 from tests.benchmarks.forests import LEAVES, TREES, champion
 from tests.benchmarks.load import LOOK_S, STALLED_AFTER_S, Load, Stalled, loaded
 from tests.benchmarks.traffic import Item, Traffic, a_while_ago, items
+from tests.helpers.champion import publish_champion
 from tests.helpers.offsets import group_lag
 
 Mode = Literal["exactly_once", "at_least_once"]

@@ -13,10 +13,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
-from pipeline.broker import embedded_broker
+from pipeline.broker.node import embedded_broker
 from pipeline.demo.processes import WorkerProcess, check_alive, start_command, stop_workers
 from pipeline.kafka.cluster.admin import ensure_topics
-from pipeline.models.publish import publish_champion
 from pipeline.settings import Settings
 from tests.benchmarks.alone import scratch
 from tests.benchmarks.arrivals import Arrivals
@@ -24,6 +23,7 @@ from tests.benchmarks.forests import champion
 from tests.benchmarks.load import LOOK_S, STALLED_AFTER_S, Stalled
 from tests.benchmarks.open_loop import KafkaSink, running_generator
 from tests.benchmarks.traffic import Item, Traffic, a_while_ago, items
+from tests.helpers.champion import publish_champion
 
 _DAYS_AGO: Final = 90
 

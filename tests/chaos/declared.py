@@ -8,13 +8,12 @@ from typing import Any
 import lightgbm
 import numpy as np
 
-from pipeline.broker import embedded_broker
+from pipeline.broker.node import embedded_broker
 from pipeline.decision.policy import Policy
 from pipeline.decision.rules import PolicyRule
 from pipeline.demo.processes import settings_environment
 from pipeline.features.catalogue import FEATURES
 from pipeline.features.feature_set import FeatureSet
-from pipeline.models.publish import publish_champion
 from pipeline.scoring.lightgbm_model import Calibration, LightGBMModel
 from pipeline.settings import Settings
 from pipeline.settings.features_file import features_of
@@ -35,6 +34,7 @@ from tests.chaos.run import Check, Run
 from tests.chaos.schedule import Fault, declared_schedule
 from tests.chaos.tail import Tail
 from tests.helpers.backtest_inputs import backtest_of
+from tests.helpers.champion import publish_champion
 from tests.helpers.topics import command
 from tests.helpers.waiting import eventually
 

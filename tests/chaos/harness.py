@@ -16,7 +16,6 @@ from pipeline.kafka.cluster.admin import ensure_topics
 from pipeline.kafka.cluster.clients import admin_client
 from pipeline.kafka.cluster.log_offsets import last_offsets
 from pipeline.kafka.cluster.retries import retried
-from pipeline.models.publish import publish_champion
 from pipeline.scoring.lightgbm_model import Calibration, LightGBMModel
 from pipeline.settings import Settings
 from tests.chaos.arithmetic import DAY_US
@@ -36,6 +35,7 @@ from tests.chaos.run import Check, Rules
 from tests.chaos.schedule import BROKER_KINDS, KINDS, Fault, Happened
 from tests.chaos.snapshots import SnapshotPlace
 from tests.chaos.tail import Tail
+from tests.helpers.champion import publish_champion
 from tests.helpers.models import small_model
 from tests.helpers.offsets import committed_offsets
 from tests.helpers.waiting import seconds_until

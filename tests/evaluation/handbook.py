@@ -24,7 +24,8 @@ import msgspec
 import numpy as np
 import pandas as pd
 
-from pipeline.broker import BrokerError, provide_broker
+from pipeline.broker.process import BrokerError
+from pipeline.broker.provided import provide_broker
 from pipeline.commands.option_types import Duration, Moment
 from pipeline.commands.replay import Speed
 from pipeline.demo.processes import WorkerDied
@@ -33,7 +34,6 @@ from pipeline.history.files import resolve_mapping
 from pipeline.kafka.cluster.errors import TopicError
 from pipeline.kafka.writers.producer import DeliveryFailed
 from pipeline.learning.regimes import LabelRegime
-from pipeline.models.publish import publish_champion
 from pipeline.models.registry import LIGHTGBM, Registry, RegistryError
 from pipeline.replay.replayer import EPOCH, ReplayOptions
 from pipeline.scoring.errors import ModelError
@@ -50,6 +50,7 @@ from tests.evaluation.measures import detection, latency_ms
 from tests.evaluation.recorded import Decisions, Identity, Topics
 from tests.evaluation.report import model_figures, say, say_figures, say_rates, throughput
 from tests.evaluation.stream import Stalled, Streaming, StreamReport, prepared
+from tests.helpers.champion import publish_champion
 from tests.helpers.files import load_transactions
 from tests.helpers.models import registered
 

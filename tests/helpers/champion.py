@@ -11,8 +11,11 @@ from pipeline.engine.scores.active_models import ActiveModels, ModelSet
 from pipeline.engine.scores.decider import Decider
 from pipeline.engine.scores.score import ScorePartition
 from pipeline.expressions.parse import parse_expression
+from pipeline.models.publish import VersionToPublish, publish_active
 from pipeline.scoring.kinds import Scorer
+from pipeline.scoring.lightgbm_model import LightGBMModel
 from pipeline.scoring.river_factory import first_river, load_river
+from pipeline.settings import Settings
 from schemas.records import Record
 from tests.helpers.models import small_model
 
@@ -55,3 +58,8 @@ def no_files(name: str, digest: str) -> bytes:
 def empty_model_set() -> ModelSet:
     """A model set before its first record, as a worker with default settings makes it."""
     return ModelSet(first_river, lambda payload: load_river(payload, None, no_files))
+
+
+def publish_champion(bootstrap: str, settings: Settings, model: LightGBMModel, policy: Policy) -> None:
+    """Publish the first versions of a cluster, a LightGBM version with a policy for it."""
+    publish_active(bootstrap, settings, VersionToPublish.from_models(model, policy))

@@ -14,11 +14,11 @@ from pipeline.decision.policy import Policy
 from pipeline.engine.records.accepted_labels import LabelOptions, accept
 from pipeline.kafka.session.quarantine import decode_control
 from pipeline.models.decision_feed import PartitionDecisions, decode_decided
-from pipeline.models.publish import ControlWriter, publish_champion
+from pipeline.models.publish import ControlWriter
 from schemas.messages import Activation, LearningSwitch, ModelScores, Versions
 from schemas.records import Record
 from schemas.topics import ACCEPTED_LABELS, CONTROL, DECISIONS, LABELS, MODELS
-from tests.helpers.champion import policy
+from tests.helpers.champion import policy, publish_champion
 from tests.helpers.logs import after, decision, label, microseconds
 from tests.helpers.models import small_model
 from tests.helpers.topics import Cluster, Starter

@@ -16,7 +16,6 @@ import numpy.typing as npt
 import pandas as pd
 
 from pipeline.kafka.cluster.admin import ensure_topics
-from pipeline.models.publish import publish_champion
 from pipeline.settings import Settings
 from schemas.messages import Label
 from schemas.topics import DECISIONS, LABELS, TOPICS, TRANSACTIONS
@@ -27,6 +26,7 @@ from tests.benchmarks.job.prepare import SEED, encoded, transactions, write
 from tests.benchmarks.running import Bench, Prepared
 from tests.evaluation import checks
 from tests.evaluation.recorded import Identity, Topics
+from tests.helpers.champion import publish_champion
 
 LATE: Final = 0.01
 LATEST_MS: Final = 6 * 3_600_000
