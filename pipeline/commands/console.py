@@ -133,7 +133,7 @@ def _running_parts(settings: Settings, options: ConsoleOptions, accounts: Accoun
                 "FRAUD_PIPELINE_DATA_DIR"
             ) from None
         store = stack.enter_context(closing(CaseStore(database_file(settings), settings, accounts.blind_key)))
-        status = stack.enter_context(closing(ClusterView(bootstrap, settings, store)))
+        status = stack.enter_context(closing(ClusterView(bootstrap, settings, store.figures)))
         reader = TopicsReader(bootstrap, settings, store, changes.publish)
         for thread in (reader, LinkReader(bootstrap, settings, store, changes.publish)):
             thread.start()

@@ -27,26 +27,26 @@ def learned_view(
     label, known_at = view.label, _EPOCH + timedelta(microseconds=view.known_us)
     event_time = None if decision is None else decision.event_time
     if late := too_late(event_time, known_at, grace_days):
-        return LearnedView(late, None, None, late)
+        return LearnedView(late, None, late)
     if not source_rank(label.source):
-        return LearnedView(None, None, None, "A rule's label is for people: no model learns it.")
+        return LearnedView(None, None, "A rule's label is for people: no model learns it.")
     counts = f"Counts since {known_at:%Y-%m-%d %H:%M} UTC."
     if not view.holds:
-        return LearnedView(None, None, None, f"{counts} Another label of the transaction holds, and is learned.")
+        return LearnedView(None, None, f"{counts} Another label of the transaction holds, and is learned.")
     known = label.label in (FRAUD, LEGITIMATE)
     example = followed.example(label.transaction_id, label.card_id)
     if example is not None and example.label != (label.label if known else WITHDRAWN):
         example = None
     river = None if example is None or example.held else followed.river_behind(example.offset)
     texts = [counts, _river_text(followed, view, example, river)]
-    lightgbm, data = None, followed.training_data()
+    data = followed.training_data()
     if known:
-        if data is not None and event_time is not None:
-            holds = data.holds(timestamp_us(event_time), view.known_us, label.label)
-            lightgbm = data.version if holds else None
-        trained = f"LightGBM version {lightgbm} was trained with it."
-        texts.append(trained if lightgbm else "LightGBM learns it with its next version.")
-    return LearnedView(None, river, lightgbm, " ".join(texts))
+        text = "LightGBM learns it with its next version."
+        event_us = None if event_time is None else timestamp_us(event_time)
+        if data is not None and event_us is not None and data.holds(event_us, view.known_us, label.label):
+            text = f"LightGBM version {data.version} was trained with it."
+        texts.append(text)
+    return LearnedView(None, river, " ".join(texts))
 
 
 def _river_text(followed: FollowedVersions, view: LabelView, example: LearnedExample | None, river: str | None) -> str:

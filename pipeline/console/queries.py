@@ -416,6 +416,5 @@ class CaseReader:
                 alerts_last_day=number("SELECT count(*) FROM cases WHERE first_event_us > ?", stream_us - US_PER_DAY),
                 labelled_alerts=number(alerts, since_us),
                 confirmed_alerts=number(f"{alerts} AND known = ?", since_us, FRAUD),
-                stream_us=stream_us,
                 source_ends=dict(connection.execute("SELECT partition, behind FROM source_ends")),
             )

@@ -4,8 +4,8 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Mapping
-from typing import Final, Protocol
+from collections.abc import Callable, Mapping
+from typing import Final
 
 from pipeline.console.followed import Deadline, FollowedVersions
 from pipeline.console.learned import learned_view
@@ -30,14 +30,6 @@ FIRST_S: Final = 5.0
 _NOTHING: Final = StatusView(0.0, None, 0, None, None, 0, {}, None, None)
 
 
-class SourceOfFigures(Protocol):
-    """A source of the figures of cases: the console's store."""
-
-    def figures(self) -> StoreFigures:
-        """Return the newest ones."""
-        ...
-
-
 class ClusterView:
     """The line at the top and the progress of labels, by one thread that begins at the first question.
 
@@ -46,11 +38,11 @@ class ClusterView:
     Args:
         bootstrap: Addresses of the brokers.
         settings: Settings of the console.
-        store: Knows the figures of cases.
+        cases: Returns the newest figures of cases.
     """
 
-    def __init__(self, bootstrap: str, settings: Settings, store: SourceOfFigures) -> None:
-        self._settings, self._store = settings, store
+    def __init__(self, bootstrap: str, settings: Settings, cases: Callable[[], StoreFigures]) -> None:
+        self._settings, self._cases = settings, cases
         self._client = admin_client(bootstrap, settings=settings)
         self._deadline, self._followed = Deadline(bootstrap), FollowedVersions(bootstrap, settings)
         self._ending, self._looked, self._caught_up = self._deadline.ending, threading.Event(), threading.Event()
@@ -92,7 +84,7 @@ class ClusterView:
             looks = time.monotonic() - looked_s >= LOOK_S
             try:
                 if looks:
-                    looked_s, found = time.monotonic(), self._store.figures()
+                    looked_s, found = time.monotonic(), self._cases()
                     self._view = self._of_cases(self._view, found)
                 with self._following:
                     self._followed.poll(0.0, self._deadline)

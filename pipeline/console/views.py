@@ -145,8 +145,6 @@ class StoreFigures(NamedTuple):
     """Alerts of the last 30 days with a label that is fraud or legitimate."""
     confirmed_alerts: int
     """Those of them that are fraud."""
-    stream_us: int
-    """Newest event time."""
     source_ends: dict[int, int]
     """Offset behind the newest transaction that has a decision, by partition of ``transactions``."""
 
@@ -190,8 +188,6 @@ class LearnedView(NamedTuple):
     """Sentence where it comes too late to count."""
     river: str | None
     """Version of the online model that has learned it; None while none has."""
-    lightgbm: str | None
-    """Version of LightGBM whose training data hold it; None while none has."""
     sentence: str
     """All of it in words."""
 

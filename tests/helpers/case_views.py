@@ -370,7 +370,7 @@ class Answers:
             else "The online model has not learned it yet."
         )
         counts = f"Counts since {NOW:%Y-%m-%d %H:%M} UTC."
-        return LearnedView(None, self.river, None, f"{counts} {text} LightGBM learns it with its next version.")
+        return LearnedView(None, self.river, f"{counts} {text} LightGBM learns it with its next version.")
 
     def figures(self) -> StatusView:
         return StatusView(

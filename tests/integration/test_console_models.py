@@ -14,13 +14,13 @@ from pipeline.console.explanation import Explainer
 from pipeline.console.status import ClusterView
 from pipeline.console.views import LabelView, LearnedView, StatusView, StoreFigures
 from pipeline.features.built_in import KERNEL_REVISION
-from pipeline.models.publish import ControlWriter, VersionToPublish, publish_active, publish_champion
+from pipeline.models.publish import ControlWriter, VersionToPublish, publish_active
 from pipeline.scoring.blend import sigmoid
 from pipeline.scoring.lightgbm_model import LightGBMModel
 from pipeline.scoring.payload import payload_digest
 from schemas.messages import Alert, Decision, Label, LearningSwitch
 from schemas.topics import EXAMPLES, LABELS, TRANSACTIONS
-from tests.helpers.champion import LARGE_AMOUNT, policy
+from tests.helpers.champion import LARGE_AMOUNT, policy, publish_champion
 from tests.helpers.logs import after, golden, label, microseconds
 from tests.helpers.models import example, small_model
 from tests.helpers.topics import Cluster, Key, Starter, shop
@@ -45,7 +45,7 @@ class Figures:
     """A store whose figures a test sets."""
 
     def __init__(self) -> None:
-        self.found = StoreFigures(0, 3, 8, 6, 0, {})
+        self.found = StoreFigures(0, 3, 8, 6, {})
 
     def figures(self) -> StoreFigures:
         return self.found
@@ -53,7 +53,7 @@ class Figures:
 
 @contextmanager
 def status_line(cluster: Cluster, store: Figures, bootstrap: str | None = None) -> Iterator[ClusterView]:
-    with closing(ClusterView(bootstrap or cluster.bootstrap, cluster.settings, store)) as line:
+    with closing(ClusterView(bootstrap or cluster.bootstrap, cluster.settings, store.figures)) as line:
         yield line
 
 
@@ -70,10 +70,13 @@ def test_scores_are_computed_anew_to_the_last_bit_through_learning_and_a_promoti
         worker.until(lambda: len(cluster.decisions()) >= len(bought))
 
     decided()
-    explainer, progress = Explainer(cluster.bootstrap, settings), ClusterView(cluster.bootstrap, settings, Figures())
+    explainer, progress = (
+        Explainer(cluster.bootstrap, settings),
+        ClusterView(cluster.bootstrap, settings, Figures().figures),
+    )
     key = next(key for key in bought if int(key[1][1:]) % 25 == 24)
     before = progress.learned(view_of(key, after(1)), None)
-    assert (before.river, before.lightgbm) == (None, None)
+    assert before.river is None
     assert "Counts since 2024-03-02 00:00 UTC." in before.sentence
     assert "has not learned it yet" in before.sentence
 
@@ -191,8 +194,7 @@ def check_progress(cluster: Cluster, progress: ClusterView, key: Key, decision: 
             [VersionToPublish("lightgbm", version.version, version.to_payload())],
         )
         eventually(lambda version=version: progress._followed.versions()["lightgbm"] == version.version)
-        assert now().lightgbm == (version.version if holds else None)
-    assert f"LightGBM version {now().lightgbm} was trained with it." in now().sentence
+        assert (f"LightGBM version {version.version} was trained with it." in now().sentence) is holds
     switch = LearningSwitch(frozen=True, by="mona", reason="a test", switched_at=after(1))
     ControlWriter(cluster.bootstrap, cluster.settings).control(switch)
     eventually(
@@ -214,7 +216,7 @@ def test_what_lies_far_back_and_what_is_held_is_said_so(cluster: Cluster, monkey
         item = written[number]
         return progress.learned(view_of((item.card_id, item.transaction_id), item.known_at), None).sentence
 
-    with closing(ClusterView(cluster.bootstrap, cluster.settings, Figures())) as progress:
+    with closing(ClusterView(cluster.bootstrap, cluster.settings, Figures().figures)) as progress:
         assert "is not looked at any more" in sentence(0)
         assert "has not learned it yet" in sentence(4)
         assert "held as part of a surge" in sentence(5)

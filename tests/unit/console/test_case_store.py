@@ -417,7 +417,7 @@ def test_figures_are_of_the_whole(fed: Fed) -> None:
     figures = fed.store.figures()
     assert (figures.decisions, figures.alerts_last_day) == (2, 1)
     assert figures.source_ends == {0: 2, 3: 10}
-    assert figures.stream_us == microseconds(late.event_time)
+    assert fed.store.stream_us == microseconds(late.event_time)
 
 
 def test_settings_name_the_file(tmp_path: Path) -> None:
