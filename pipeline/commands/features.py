@@ -88,9 +88,7 @@ def show() -> None:
     from pipeline.models.published_files import PublishedFiles
 
     settings = Settings()
-    published = PublishedFiles(find_cluster(settings), settings)
-    published.refresh()
-    if (active := published.active_declaration()) is None:
+    if (active := PublishedFiles.on(find_cluster(settings), settings).active_declaration()) is None:
         raise click.ClickException("no declaration is active: a worker's first start publishes one")
     click.echo(active.content)
 
@@ -104,9 +102,7 @@ def history() -> None:
     from schemas.times import utc_text
 
     settings = Settings()
-    published = PublishedFiles(find_cluster(settings), settings)
-    published.refresh()
-    activations = published.declarations()
+    activations = PublishedFiles.on(find_cluster(settings), settings).declarations()
     active = max((at for at, (_, declaration) in enumerate(activations) if declaration is not None), default=None)
     for number, (activation, declaration) in enumerate(activations):
         count = "content lost" if declaration is None else f"{FeatureSet(declaration).count:,} features"

@@ -1,6 +1,6 @@
 """Changes of the active versions by a person, and the switch of learning. Each is checked before it is written."""
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from functools import partial
 from typing import Any, NamedTuple, Self
@@ -13,7 +13,7 @@ from pipeline.models.description import lightgbm_facts, metrics_of
 from pipeline.models.known import KnownVersion, KnownVersions
 from pipeline.models.library import PublishedVersions
 from pipeline.models.publish import ControlWriter, ModelChange, VersionToPublish
-from pipeline.models.published_files import PublishedFiles
+from pipeline.models.published_files import declared_features
 from pipeline.models.recipes import AGAINST_RECIPE, RECIPE, barred_among, inherited, recipe_of_facts
 from pipeline.models.registry import LIGHTGBM, POLICY, Registry
 from pipeline.models.version_history import (
@@ -57,10 +57,10 @@ class VersionChanges:
         published: The cluster's versions.
         registry: The local registry, for versions that the cluster does not have.
         writer: Writes to the cluster.
-        barred: Patterns of features that no promoted version may have been trained on.
-        second_approval: Refuse to promote a version that was never active: somebody else has to approve it.
-        declared: Returns the features that the cluster's active declaration has, None without one: a version or a
-            policy that needs others is refused.
+        settings: Say which features no promoted version may have been trained on, and whether somebody else has to
+            approve one that was never active.
+        declared: Returns the features of the cluster's active declaration, None without one: a version or a policy
+            that needs others is refused.
 
     Raises:
         ModelError: By every method: a version cannot be found, read or used, or may not be made active; none is where
@@ -73,13 +73,10 @@ class VersionChanges:
         published: PublishedVersions,
         registry: Registry,
         writer: ControlWriter,
-        barred: str = "",
-        *,
-        second_approval: bool = False,
-        declared: Callable[[], Collection[str] | None] = lambda: None,
+        settings: Settings,
+        declared: Callable[[], FeatureSet | None] = lambda: None,
     ) -> None:
-        self._published, self._writer, self._barred = published, writer, barred
-        self._second_approval, self._declared = second_approval, declared
+        self._published, self._writer, self._settings, self._declared = published, writer, settings, declared
         self.known = KnownVersions(registry, published)
 
     @classmethod
@@ -98,9 +95,8 @@ class VersionChanges:
         if fence:
             writer.fence()
         published = PublishedVersions.on(bootstrap, settings)
-        registry, approval = Registry(settings.registry_path), settings.second_approval
-        declared = partial(_declared_features, bootstrap, settings)
-        return cls(published, registry, writer, settings.barred_features, second_approval=approval, declared=declared)
+        declared = partial(declared_features, bootstrap, settings)
+        return cls(published, Registry(settings.registry_path), writer, settings, declared)
 
     @property
     def history(self) -> VersionHistory:
@@ -142,7 +138,7 @@ class VersionChanges:
             policy: Policy that names it, likewise.
             author: Who publishes it, and why.
         """
-        if self._second_approval:
+        if self._settings.second_approval:
             refuse_unapproved(self.history, f"version {model.version}", model.digest)
         made = KnownVersion.made(model)
         self._activate((made, KnownVersion.made(policy)), PUBLISH, author, {"metrics": metrics_of(made)})
@@ -169,7 +165,7 @@ class VersionChanges:
             policy: First digits of a policy's digest, likewise. None: the policy that was made for the version.
         """
         model = self._unbarred(version)
-        if self._second_approval:
+        if self._settings.second_approval:
             refuse_unapproved(self.history, f"version {model.version}", model.digest)
         chosen = self.known.policy_for(model.version) if policy is None else self.known.find(policy, POLICY)
         chosen = self._known_without_moved(chosen)
@@ -221,7 +217,7 @@ class VersionChanges:
     def _unbarred(self, version: str) -> KnownVersion:
         """Return a LightGBM version that was trained on no barred feature."""
         model = self.known.find(version, LIGHTGBM)
-        if found := barred_among(lightgbm_facts(model)["features"], self._barred):
+        if found := barred_among(lightgbm_facts(model)["features"], self._settings.barred_features):
             raise ModelError(
                 f"LightGBM version {model.version} was trained on {', '.join(found)}, which "
                 "FRAUD_PIPELINE_BARRED_FEATURES bars: choose another version, or change the setting"
@@ -324,7 +320,7 @@ class VersionChanges:
             version.usable()
             needs = needed_features if version.name == LIGHTGBM else compared_features
             needed = needs(version.payload)
-            if declared is not None and (missing_features := sorted(needed.difference(declared))):
+            if declared is not None and (missing_features := sorted(needed.difference(declared.features))):
                 raise ModelError(
                     f"{version.name} {version.version} needs {', '.join(missing_features[:5])}, which the cluster's "
                     "active declaration of features lacks: publish one with it first (fraud-pipeline features publish)"
@@ -335,13 +331,6 @@ class VersionChanges:
         there = [version.reference for version in versions if version.reference is not None]
         missing = [VersionToPublish(*version[:3]) for version in versions if version.reference is None]
         self._writer.activate([*there, *(self._writer.contents(missing) if missing else ())], change)
-
-
-def _declared_features(bootstrap: str, settings: Settings) -> tuple[str, ...] | None:
-    files = PublishedFiles(bootstrap, settings)
-    files.refresh()
-    active = files.active_declaration()
-    return None if active is None else FeatureSet(active).features
 
 
 def refuse_unapproved(history: VersionHistory, what: str, digest: str = "") -> None:

@@ -4,11 +4,12 @@ import logging
 import time
 from collections.abc import Callable
 from datetime import datetime
-from typing import Any, Final, Generic, NamedTuple, Protocol, TypeVar
+from typing import Any, Final, Generic, NamedTuple, Protocol, Self, TypeVar
 
 from pipeline.engine.cards.card_options import CardOptions
 from pipeline.features.checked_declaration import load_declaration
 from pipeline.features.declaration import DIGEST_DIGITS, Declaration, DeclarationError
+from pipeline.features.feature_set import FeatureSet
 from pipeline.features.known_sets import know
 from pipeline.kafka.cluster.log_offsets import Waiting
 from pipeline.kafka.readers.replay_reader import NewRecords
@@ -128,6 +129,13 @@ class PublishedFiles:
         self._look_until_s = 0.0
         self._contents = VersionContents(bootstrap, settings, on_refused)
         self._control = NewRecords(bootstrap, settings, settings.topic(CONTROL.name), on_refused)
+
+    @classmethod
+    def on(cls, bootstrap: str, settings: Settings) -> Self:
+        """Read what was published on a cluster before this call."""
+        files = cls(bootstrap, settings)
+        files.refresh()
+        return files
 
     def refresh(self, waiting: Waiting = None) -> None:
         """Take in all that was published before this call; ``waiting`` is called while no broker answers."""
@@ -270,3 +278,9 @@ class PublishedFiles:
                 know([found])
                 self._declarations[reference.digest[:DIGEST_DIGITS]] = found
         return True
+
+
+def declared_features(bootstrap: str, settings: Settings) -> FeatureSet | None:
+    """Return the features of a cluster's active declaration; None without one."""
+    active = PublishedFiles.on(bootstrap, settings).active_declaration()
+    return None if active is None else FeatureSet(active)

@@ -24,7 +24,7 @@ from pipeline.models.changes import ChangeAuthor, refuse_proposer
 from pipeline.models.library import PublishedVersions
 from pipeline.models.list_changes import active_lists
 from pipeline.models.publish import ControlWriter, ModelChange, VersionToPublish
-from pipeline.models.published_files import PublishedFiles
+from pipeline.models.published_files import declared_features
 from pipeline.models.rule_records import RuleFigures, RuleStep, RuleTest, RuleTrip, rule_test
 from pipeline.models.version_history import BREAKER
 from pipeline.scoring.errors import ModelError
@@ -119,14 +119,8 @@ class RuleChanges:
         writer = ControlWriter(bootstrap, settings)
         if fence:
             writer.fence()
-
-        def declared() -> FeatureSet | None:
-            files = PublishedFiles(bootstrap, settings)
-            files.refresh()
-            active = files.active_declaration()
-            return None if active is None else FeatureSet(active)
-
         published = PublishedVersions.on(bootstrap, settings)
+        declared = partial(declared_features, bootstrap, settings)
         return cls(published, writer, settings, declared, partial(active_lists, bootstrap, settings, published))
 
     @property

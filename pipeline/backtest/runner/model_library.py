@@ -199,9 +199,7 @@ class ModelLibrary:
 
     @cached_property
     def _files(self) -> PublishedFiles:
-        files = PublishedFiles(self._bootstrap or "", self._settings)
-        files.refresh()
-        return files
+        return PublishedFiles.on(self._bootstrap or "", self._settings)
 
     def without(self, agent: str, records: Sequence[Record]) -> Sequence[Record]:
         """Return the records that ``agent`` does not skip, with the rows of them that it skips."""

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, cast
 
 import msgspec
@@ -90,7 +91,8 @@ class Cluster(ControlWriter, VersionContents):
         return PublishedVersions(self._settings, records, self)
 
     def changes(self, barred: str = "", *, second_approval: bool = False, **options: Any) -> VersionChanges:
-        return VersionChanges(self.published(), self.registry, self, barred, second_approval=second_approval, **options)
+        settings = self._settings.model_copy(update={"barred_features": barred, "second_approval": second_approval})
+        return VersionChanges(self.published(), self.registry, self, settings, **options)
 
     def publish(self, *versions: Any, step: str = "publish", by: str = "train") -> None:
         contents = [
@@ -160,11 +162,11 @@ def test_a_version_that_needs_what_is_not_declared_is_not_activated(cluster: Clu
     """Every worker would refuse it."""
     cluster.changes().publish(OTHER, SECOND, DANA)
     written, asked = len(cluster.items), next(iter(MODEL.gain_shares))
-    changes = cluster.changes(declared=lambda: [name for name in FEATURES if name != asked])
+    changes = cluster.changes(declared=lambda: SimpleNamespace(features=[name for name in FEATURES if name != asked]))
     with pytest.raises(ModelError, match=f"lightgbm {MODEL.version} needs {asked}, which the cluster's active"):
         changes.publish(MODEL, FIRST, DANA)
     assert len(cluster.items) == written
-    cluster.changes(declared=lambda: FEATURES).publish(MODEL, FIRST, DANA)
+    cluster.changes(declared=lambda: SimpleNamespace(features=FEATURES)).publish(MODEL, FIRST, DANA)
     assert now_active(cluster).lightgbm == MODEL.version
 
 
