@@ -110,7 +110,8 @@ def _route_of(scope: Scope) -> str:
 class Guard:
     """ASGI middleware between a server and the routes of the console.
 
-    A route finds ``account`` (None without a session), ``token`` and ``form`` in the state of its request.
+    A route finds ``account`` (None without a session), ``token`` and ``form`` in the state of its request, whose body
+    has been read.
 
     Args:
         app: The routes.
@@ -143,7 +144,6 @@ class Guard:
                 if refusal is None:
                     body, refusal = await _read_body(request)
                     refusal = refusal or self._refusal_of_form(request, body)
-                    receive = _replayed(body, receive)
         if refusal is None:
             await self._app(scope, receive, answer)
             return
@@ -241,16 +241,6 @@ async def _read_body(request: Request) -> tuple[bytes, Refusal | None]:
     except TimeoutError:
         return b"", Refusal(408, "The form took too long: send it anew.", {"Connection": "close"})
     return bytes(body), None
-
-
-def _replayed(body: bytes, receive: Receive) -> Receive:
-    """Return what gives a body that was read once more, then what comes after it."""
-    rest: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
-
-    async def received() -> Message:
-        return rest.pop() if rest else await receive()
-
-    return received
 
 
 class _Rates:

@@ -42,8 +42,7 @@ async def case_page(request: Request) -> Response:
 
 @requires(Action.NOTE)
 async def note(request: Request) -> Response:
-    fields = await request.form()
-    return PlainTextResponse(str(fields["text"]))
+    return PlainTextResponse(str(request.state.form["text"]))
 
 
 STAND_INS = [
