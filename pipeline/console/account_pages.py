@@ -1,7 +1,7 @@
 """Pages for signing in and out, for the own password, and for the accounts of others."""
 
 import logging
-from typing import Any, Final
+from typing import Final
 
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
@@ -10,6 +10,7 @@ from starlette.routing import Route
 
 from pipeline.console.accounts import AccountError, AccountRow, Accounts, TooManyAttempts
 from pipeline.console.guard import HostPolicy, audit, local_path
+from pipeline.console.queue_pages import render
 from pipeline.console.roles import ROLES, Action, requires
 
 SEE_OTHER: Final = 303
@@ -22,11 +23,6 @@ def _accounts(request: Request) -> Accounts:
 
 def _field(request: Request, name: str) -> str:
     return str(request.state.form.get(name, ""))
-
-
-def _page(request: Request, name: str, status: int = 200, **context: Any) -> Response:
-    response: Response = request.app.state.templates.TemplateResponse(request, name, context, status_code=status)
-    return response
 
 
 @requires(Action.PUBLIC)
@@ -52,7 +48,7 @@ def sign_in(request: Request) -> Response:
 
 
 def _login_page(request: Request, after: str, error: str = "", status: int = 200) -> Response:
-    return _page(request, "login.html.jinja", status, next=after, error=error, link=None)
+    return render(request, "login.html.jinja", {"next": after, "error": error, "link": None}, status)
 
 
 def _signed_in(request: Request, row: AccountRow, after: str) -> Response:
@@ -80,7 +76,7 @@ def show_link(request: Request) -> Response:
     token = request.path_params["token"]
     if (link := _accounts(request).find_link(token)) is None:
         return _refused_link(request)
-    return _page(request, "login.html.jinja", next="/", error="", link=link)
+    return render(request, "login.html.jinja", {"next": "/", "error": "", "link": link})
 
 
 @requires(Action.PUBLIC)
@@ -172,7 +168,7 @@ def _accounts_page(
         "error": error,
         "link": link,
     }
-    return _page(request, "accounts.html.jinja", status, **context)
+    return render(request, "accounts.html.jinja", context, status)
 
 
 ROUTES: Final = [

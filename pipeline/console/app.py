@@ -253,11 +253,7 @@ def _error_page(request: Request, refusal: Refusal) -> Response:
     """Return the page of an error; for a request of a script on a page, its sentence alone."""
     if "hx-request" in request.headers:
         return PlainTextResponse(refusal.text, refusal.status, refusal.headers)
-    context = {"text": refusal.text}
-    response: Response = request.app.state.templates.TemplateResponse(
-        request, "error.html.jinja", context, status_code=refusal.status, headers=refusal.headers
-    )
-    return response
+    return queue_pages.render(request, "error.html.jinja", {"text": refusal.text}, refusal.status, refusal.headers)
 
 
 async def _unexpected_error(request: Request, error: Exception) -> Response:

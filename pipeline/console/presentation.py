@@ -4,7 +4,7 @@ import csv
 import hashlib
 import io
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 from urllib.parse import quote
@@ -289,8 +289,8 @@ def csv_cell(value: object) -> str:
     return f"'{text}" if isinstance(value, str) and text.lstrip(" ").startswith(FORMULA_STARTS) else text
 
 
-def csv_lines(rows: Iterable[QueueRow]) -> Iterator[str]:
-    """Yield the lines of a queue as CSV (RFC 4180)."""
+def csv_text(rows: Iterable[QueueRow]) -> str:
+    """Return a queue as CSV (RFC 4180)."""
     out = io.StringIO()
     writer = csv.writer(out)
     writer.writerow(CSV_COLUMNS)
@@ -306,7 +306,4 @@ def csv_lines(rows: Iterable[QueueRow]) -> Iterator[str]:
                 snoozed_until, "blind" if row.blind else "",
             )
         )  # fmt: skip
-        yield out.getvalue()
-        out.seek(0)
-        out.truncate()
-    yield out.getvalue()
+    return out.getvalue()

@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, Final, get_args
 from urllib.parse import urlencode
 from uuid import uuid4
@@ -10,8 +10,9 @@ from uuid import uuid4
 from starlette.datastructures import FormData, QueryParams
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
-from starlette.responses import RedirectResponse, Response, StreamingResponse
+from starlette.responses import RedirectResponse, Response
 from starlette.routing import Route
+from starlette.templating import Jinja2Templates
 
 from pipeline.console import presentation
 from pipeline.console.action_records import ActionRefused
@@ -29,11 +30,13 @@ NOTHING_LEFT: Final = "No case of this queue is left that nobody holds."
 UNCONFIRMED: Final = "The brokers did not confirm it. Try again: what you typed is kept, and a repeat changes nothing."
 
 
-def render(request: Request, name: str, values: dict[str, Any]) -> Response:
+def render(
+    request: Request, name: str, values: dict[str, Any], status: int = 200, headers: dict[str, str] | None = None
+) -> Response:
     """Return a page, with the present time, and what makes text and identifiers of forms."""
     common = {"show": presentation, "now_us": time.time_ns() // 1_000, "new_id": lambda: uuid4().hex}
-    page: Response = request.app.state.templates.TemplateResponse(request, name, common | values)
-    return page
+    templates: Jinja2Templates = request.app.state.templates
+    return templates.TemplateResponse(request, name, common | values, status, headers)
 
 
 def is_fragment(request: Request) -> bool:
@@ -113,20 +116,7 @@ def queue_csv(request: Request) -> Response:
     wanted = queue_filter(request.query_params, CSV_ROWS)._replace(after=0)
     rows = request.app.state.parts.store.queue(wanted, time.time_ns() // 1_000).rows
     headers = {"content-disposition": 'attachment; filename="queue.csv"'}
-    return StreamingResponse(
-        _chunks(presentation.csv_lines(rows)), media_type="text/csv; charset=utf-8", headers=headers
-    )
-
-
-def _chunks(lines: Iterator[str], size: int = 1 << 16) -> Iterator[bytes]:
-    """Yield lines as chunks of some size."""
-    waiting = bytearray()
-    for line in lines:
-        waiting += line.encode()
-        if len(waiting) >= size:
-            yield bytes(waiting)
-            waiting.clear()
-    yield bytes(waiting)
+    return Response(presentation.csv_text(rows), media_type="text/csv; charset=utf-8", headers=headers)
 
 
 @requires(Action.CLAIM)

@@ -75,13 +75,13 @@ def test_every_time_can_be_written(time_us: int) -> None:
 
 def test_csv_has_every_row_and_hides_blind_ones() -> None:
     rows = [case_view(f"{text}-1", text, blind=text == HOSTILE[0]).row for text in HOSTILE]
-    text = "".join(presentation.csv_lines(rows))
+    text = presentation.csv_text(rows)
     read = list(csv.DictReader(io.StringIO(text, newline="")))
     assert [line["card_id"].removeprefix("'") for line in read] == list(HOSTILE)
     assert [line["expected_loss"] == "" for line in read] == [True, *[False] * 7]
     assert [line["reason"] == "" for line in read] == [True, *[False] * 7]
     assert not any(cell[:1] in "=+-@\t\r\n" for line in read for cell in line.values() if cell)
-    assert "".join(presentation.csv_lines([])).splitlines() == [",".join(presentation.CSV_COLUMNS)]
+    assert presentation.csv_text([]).splitlines() == [",".join(presentation.CSV_COLUMNS)]
 
 
 def test_only_an_own_action_that_counted_can_be_undone() -> None:
