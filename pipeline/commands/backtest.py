@@ -16,8 +16,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.backtest.api import Backtest
-from pipeline.backtest.input.blocks import blocks
 from pipeline.backtest.input.span import moment
+from pipeline.backtest.input.spill import blocks
 from pipeline.backtest.report import ReportOptions, build_report
 from pipeline.backtest.report.wording import moment as written
 from pipeline.backtest.reprocess.reprocess import reprocess

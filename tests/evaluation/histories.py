@@ -14,7 +14,7 @@ from typing import Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.backtest.training.period import TrainingPeriod
+from pipeline.backtest.training.rows import TrainingPeriod
 from pipeline.features.catalogue import DEFAULT_FEATURES
 from pipeline.learning.regimes import NEVER_US, LabelRegime
 from pipeline.learning.report_delays import share_in_time

@@ -9,8 +9,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from pipeline.backtest.input.acceptance import LABEL_FIELDS
-from pipeline.backtest.input.blocks import blocks, texts
-from pipeline.backtest.input.spill import NumberColumn, TextColumn, WordColumn, mapped_frame
+from pipeline.backtest.input.spill import NumberColumn, TextColumn, WordColumn, blocks, mapped_frame, texts
 from pipeline.engine.records.columns import Labels, Transactions
 from pipeline.learning.labels import KNOWN
 

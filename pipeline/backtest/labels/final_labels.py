@@ -9,10 +9,9 @@ import pandas as pd
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from pipeline.backtest.input.blocks import BLOCK_ROWS, blocks, texts
 from pipeline.backtest.input.label_book import LabelBook
 from pipeline.backtest.input.sources import OpenedHistory, Source
-from pipeline.backtest.input.spill import NumberColumn
+from pipeline.backtest.input.spill import BLOCK_ROWS, NumberColumn, blocks, texts
 from pipeline.engine.records.columns import Transactions, digest_keys
 from pipeline.learning.labels import KNOWN, NOTHING, SOURCE_RANK, holding, known_value, source_rank
 

@@ -4,8 +4,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.backtest.input.blocks import blocks
-from pipeline.backtest.input.spill import in_blocks
+from pipeline.backtest.input.spill import blocks, in_blocks
 
 
 class SweepRow(msgspec.Struct, frozen=True, kw_only=True):

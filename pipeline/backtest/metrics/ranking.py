@@ -11,8 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from pipeline.backtest.input.blocks import BLOCK_ROWS, blocks, summed
-from pipeline.backtest.input.spill import in_blocks
+from pipeline.backtest.input.spill import BLOCK_ROWS, blocks, in_blocks, summed
 from pipeline.training.score_metrics import days_of
 from schemas.times import US_PER_DAY
 

@@ -5,8 +5,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.backtest.input.blocks import blocks
-from pipeline.backtest.input.spill import NumberColumn
+from pipeline.backtest.input.spill import NumberColumn, blocks
 from pipeline.backtest.labels.ground_truth import NEVER
 from pipeline.backtest.labels.schedule import LabelMode
 from pipeline.backtest.report.content import LabelContent, SourceCount

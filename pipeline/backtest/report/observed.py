@@ -6,8 +6,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from pipeline.backtest.input.blocks import blocks, texts
-from pipeline.backtest.input.spill import in_blocks
+from pipeline.backtest.input.spill import blocks, in_blocks, texts
 from pipeline.backtest.labels.ground_truth import GroundTruth, answered_us, ground_truth
 from pipeline.backtest.metrics.cost_model import from_alert_on
 from pipeline.backtest.metrics.ranking import top_of_days

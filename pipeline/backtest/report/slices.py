@@ -7,8 +7,7 @@ from typing import Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.backtest.input.blocks import blocks
-from pipeline.backtest.input.spill import in_blocks
+from pipeline.backtest.input.spill import blocks, in_blocks
 from pipeline.backtest.report.content import ReportOptions, Slice, SliceDifference, TypeRecall
 from pipeline.backtest.report.figures import Resamples, Statistics, differences, drawn, metrics
 from pipeline.backtest.report.observed import Observed, Shared

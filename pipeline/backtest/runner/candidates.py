@@ -12,8 +12,8 @@ from pipeline.backtest.runner.replay import Candidate
 from pipeline.backtest.runner.request import LATEST, UNTRAINED, Request
 from pipeline.backtest.runner.result import Parameter
 from pipeline.backtest.runner.thresholds import BUDGET, AlertThreshold
-from pipeline.backtest.training.period import TrainingPeriod
 from pipeline.backtest.training.renewal import RenewalSchedule
+from pipeline.backtest.training.rows import TrainingPeriod
 from pipeline.backtest.training.variants import VariantTraining
 from pipeline.decision.policy import Policy
 from pipeline.engine.scores.active_models import ActiveModels

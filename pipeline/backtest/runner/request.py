@@ -20,7 +20,7 @@ from pipeline.backtest.input.topic_source import TopicSource
 from pipeline.backtest.labels.schedule import LabelMode, ReviewPolicy, ScheduledLabels
 from pipeline.backtest.runner.arguments import LabelPolicy, OnlineModel, Thresholds, TimeRange
 from pipeline.backtest.runner.thresholds import parsed_thresholds
-from pipeline.backtest.training.period import TrainingPeriod
+from pipeline.backtest.training.rows import TrainingPeriod
 from pipeline.backtest.training.variants import Training
 from pipeline.engine.cards.card_options import CardOptions
 from pipeline.engine.feedback.feedback import FeedbackOptions

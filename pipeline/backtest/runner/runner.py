@@ -16,8 +16,7 @@ from pipeline.backtest.runner.outcome import nothing_decided, warnings_of, warni
 from pipeline.backtest.runner.recorded_pass import decide_as_recorded
 from pipeline.backtest.runner.request import Request
 from pipeline.backtest.runner.statistics import PassProgress, RunStatistics, training_stage
-from pipeline.backtest.training.period import TrainingPeriod
-from pipeline.backtest.training.rows import TrainingRows
+from pipeline.backtest.training.rows import TrainingPeriod, TrainingRows
 from pipeline.backtest.training.variants import Training, known_by, read_rows
 from pipeline.engine.records.columns import Reject
 from pipeline.engine.scores.decisions import Decisions

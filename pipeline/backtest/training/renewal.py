@@ -6,8 +6,7 @@ from typing import NamedTuple
 
 from pipeline.backtest.engine.online import Periods
 from pipeline.backtest.input.order import Chunk
-from pipeline.backtest.training.period import TrainingPeriod
-from pipeline.backtest.training.rows import TrainingRows
+from pipeline.backtest.training.rows import TrainingPeriod, TrainingRows
 from pipeline.backtest.training.variants import Training, VariantTraining
 from pipeline.decision.policy import Policy
 from pipeline.engine.records.columns import Labels

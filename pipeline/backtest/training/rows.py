@@ -1,6 +1,6 @@
-"""Transactions to train on with what became known about them, on disk."""
+"""Periods that models are trained on, and their transactions with what became known about them, on disk."""
 
-from typing import Final
+from typing import Final, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -8,14 +8,60 @@ from numpy.typing import NDArray
 
 from pipeline.backtest.input.span import EARLIEST_US, LATEST_US
 from pipeline.backtest.input.spill import NumberColumn
-from pipeline.backtest.training.period import TrainingPeriod
 from pipeline.engine.records.columns import Labels, Transactions, digest_keys, name_keys
 from pipeline.features.catalogue import FEATURES
 from pipeline.learning.labels import SOURCE_RANK
-from pipeline.training.cohorts import TrainingSet
+from pipeline.learning.regimes import LabelRegime
+from pipeline.learning.report_delays import ReportDelays
+from pipeline.learning.trained_labels import TrainedLabels
+from pipeline.training.cohorts import Split, TrainingSet, split_cohorts
+from pipeline.training.early_reports import EarlyReports
 from pipeline.training.served import KNOWN_FRAUD, Labelled
+from schemas.times import US_PER_SECOND
 
 _LABEL: Final = np.dtype(list(zip(Labelled._fields, (np.int64, np.int8, np.int64, np.int8, np.int64), strict=True)))
+
+
+class TrainingPeriod(NamedTuple):
+    """A training's period, in microseconds since 1970-01-01T00:00:00Z."""
+
+    from_us: int
+    known_us: int
+    """Time after which newly known labels are not used."""
+    gap_us: int
+    validation_us: int
+    regime: LabelRegime | None = None
+    """Regime by which labels follow from a file's truth; None if labels are recorded."""
+    takes_early_reports: bool = False
+
+    @property
+    def last_us(self) -> int:
+        """Event time of the last target."""
+        return self.known_us - self.gap_us
+
+    @property
+    def early(self) -> EarlyReports | None:
+        """Reports of transactions behind the last target; None: such transactions teach nothing."""
+        if self.regime is None or not self.takes_early_reports:
+            return None
+        delays = ReportDelays(self.regime)
+        # Within a gap that was asked for, and is wider than the delays, there are no targets.
+        return EarlyReports(self.known_us, delays) if self.gap_us <= delays.maturity_us + US_PER_SECOND else None
+
+    @property
+    def labels(self) -> TrainedLabels:
+        """The labels of the training, for the models' metadata."""
+        return TrainedLabels(self.known_us, self.gap_us, {} if self.regime is None else self.regime.describe())
+
+    def split(self, data: TrainingSet) -> Split:
+        """The period's targets, the last of them to stop, calibrate and set thresholds on. Raises `ModelError`."""
+        return split_cohorts(
+            data.event_time_us,
+            label_delay_us=self.gap_us,
+            validation_us=self.validation_us,
+            train_from_us=self.from_us,
+            known_before_us=self.known_us,
+        )
 
 
 class TrainingRows:

@@ -12,8 +12,7 @@ from msgspec import Meta
 from pipeline.backtest.engine.column_kernels import Engine, Profiled
 from pipeline.backtest.input.order import Chunk
 from pipeline.backtest.input.span import EARLIEST_US, RangeError, moment, time_us
-from pipeline.backtest.training.period import TrainingPeriod
-from pipeline.backtest.training.rows import TrainingRows
+from pipeline.backtest.training.rows import TrainingPeriod, TrainingRows
 from pipeline.decision.policy import Policy
 from pipeline.engine.cards.card_options import CardOptions
 from pipeline.engine.records.columns import Labels

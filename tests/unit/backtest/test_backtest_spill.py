@@ -8,9 +8,17 @@ import pandas as pd
 import pyarrow as pa
 import pytest
 
-from pipeline.backtest.input import blocks as blocks_module
-from pipeline.backtest.input.blocks import blocks, summed, texts
-from pipeline.backtest.input.spill import NumberColumn, TextColumn, WordColumn, in_blocks, mapped_frame
+from pipeline.backtest.input.spill import (
+    BLOCK_ROWS,
+    NumberColumn,
+    TextColumn,
+    WordColumn,
+    blocks,
+    in_blocks,
+    mapped_frame,
+    summed,
+    texts,
+)
 from pipeline.backtest.labels import final_labels
 from pipeline.backtest.labels.schedule import ReviewOutcome
 from pipeline.backtest.metrics import ranking
@@ -21,9 +29,9 @@ from tests.helpers.backtests import result
 @pytest.fixture
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Many blocks of a few rows."""
-    defaults = blocks_module.blocks.__defaults__
-    monkeypatch.setattr(blocks_module.blocks, "__defaults__", (3,))
-    assert defaults == (blocks_module.BLOCK_ROWS,)
+    defaults = blocks.__defaults__
+    monkeypatch.setattr(blocks, "__defaults__", (3,))
+    assert defaults == (BLOCK_ROWS,)
 
 
 def test_numbers_come_back_as_they_were_added() -> None:
@@ -107,7 +115,7 @@ def test_a_report_says_the_same_whatever_the_blocks(monkeypatch: pytest.MonkeyPa
     whole = [build_report(item, few).json for item in asked]
     metrics_of = [json.loads(item)["variants"][0]["metrics"] for item in whole]
     assert metrics_of[2] != metrics_of[0]
-    monkeypatch.setattr(blocks_module.blocks, "__defaults__", (100,))
+    monkeypatch.setattr(blocks, "__defaults__", (100,))
     monkeypatch.setattr(final_labels, "PART_ROWS", 70)
     monkeypatch.setattr(ranking, "BLOCK_ROWS", 50)
     assert [build_report(item, few).json for item in asked] == whole
