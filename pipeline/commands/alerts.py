@@ -22,7 +22,7 @@ from rich.text import Text
 from pipeline.broker.running import cluster_or_last_run, find_cluster
 from pipeline.cli import INTERRUPTED
 from pipeline.commands.option_groups import declared_options
-from pipeline.demo.text import PLAIN_WIDTH, alert_lines, count_text
+from pipeline.demo.text import PLAIN_WIDTH, alert_lines
 from pipeline.demo.view import MOST_COLUMNS, wants_colours
 from pipeline.features.built_in import EPISODE_US
 from pipeline.kafka.cluster.admin import end_offsets
@@ -174,7 +174,7 @@ def command(*, from_beginning: bool, once: bool, limit: int | None, as_json: boo
             if once:
                 alerts = held = held_alerts(bootstrap, settings)
                 if not any(wanted.accepts(shown.alert) for shown in held):
-                    report(f"None of the {count_text(len(held))} alerts on {settings.topic(ALERTS.name)} fits.")
+                    report(f"None of the {len(held):,} alerts on {settings.topic(ALERTS.name)} fits.")
             else:
                 alerts = new_alerts(bootstrap, settings, from_beginning=from_beginning)
                 report(f"Following {settings.topic(ALERTS.name)} on {bootstrap}; Ctrl-C ends it.")

@@ -14,7 +14,6 @@ from pipeline.broker.running import ClusterNotFound, cluster_or_last_run, find_c
 from pipeline.commands.option_groups import option_group
 from pipeline.commands.option_types import Moment
 from pipeline.decision.reason_texts import count
-from pipeline.demo.text import count_text
 from pipeline.kafka.cluster.log_offsets import starts_at
 from pipeline.kafka.readers.topic_reader import read_topic
 from pipeline.kafka.writers.producer import DeliveryFailed, RecordProducer
@@ -188,7 +187,7 @@ def summary(letters: Sequence[DeadLetter]) -> Iterator[str]:
     """Yield how many there are of each code and topic, the most frequent first."""
     found = Counter((letter.topic, letter.code) for letter in letters)
     for (topic, code), n in found.most_common():
-        yield f"{count_text(n):>9}  {printable(code)} of {printable(topic)}: {ADVICE.get(code, REPAIR)}"
+        yield f"{n:>9,}  {printable(code)} of {printable(topic)}: {ADVICE.get(code, REPAIR)}"
 
 
 @click.group()
@@ -252,16 +251,14 @@ def resend_command(*, yes: bool, **given: Unpack[Filters]) -> None:
     settings = Settings()
     found = [(letter, letter.obstacle(_inputs(settings))) for letter in _read(given)]
     for obstacle, n in Counter(obstacle for _, obstacle in found if obstacle).items():
-        click.echo(f"{count_text(n)} are not resent: {obstacle}.", err=True)
+        click.echo(f"{n:,} are not resent: {obstacle}.", err=True)
     ready = [letter for letter, obstacle in found if not obstacle]
     if not ready:
         click.echo("Nothing to resend.", err=True)
         return
     for line in summary(ready):
         click.echo(line, err=True)
-    into = " and ".join(
-        f"{count_text(n)} to {topic}" for topic, n in sorted(Counter(letter.topic for letter in ready).items())
-    )
+    into = " and ".join(f"{n:,} to {topic}" for topic, n in sorted(Counter(letter.topic for letter in ready).items()))
     if not yes:
         click.confirm(f"Send {into}?", abort=True, err=True)
     try:

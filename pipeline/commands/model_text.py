@@ -4,7 +4,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final
 
-from pipeline.demo.text import count_text, wrapped
+from pipeline.demo.text import wrapped
 from pipeline.models.description import Facts
 from pipeline.models.version_history import VersionEvent, event_time
 from pipeline.observability.terminal import printable, printable_json
@@ -51,7 +51,7 @@ def value_text(value: Any) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, int):
-        return count_text(value)
+        return f"{value:,}"
     if isinstance(value, float):
         return f"{value:.4g}"
     if isinstance(value, list | tuple):

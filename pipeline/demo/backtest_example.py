@@ -20,7 +20,7 @@ from pipeline.demo.environment import run_cluster
 from pipeline.demo.figures import RunState
 from pipeline.demo.first_models import LABEL_DELAY_DAYS, alerts_per_day, train_on
 from pipeline.demo.stop import Mode, RunStopped, StopSignals, stop_signals
-from pipeline.demo.text import PLAIN_WIDTH, count_text
+from pipeline.demo.text import PLAIN_WIDTH
 from pipeline.demo.view import PLAIN_INTERVAL_S, PlainView
 from pipeline.demo.world import World
 from pipeline.learning.regimes import LabelRegime
@@ -105,8 +105,8 @@ class _Example:
     def _write(self, history: pd.DataFrame, settings: Settings, servers: str) -> None:
         """Fill the topics, each label behind the transactions that came before it was known."""
         self._view.stage(
-            f"writing {self._world.history_days} simulated days to the topics: {count_text(len(history))} "
-            f"transactions of {count_text(self._world.cards)} cards, and what each turned out to be, "
+            f"writing {self._world.history_days} simulated days to the topics: {len(history):,} "
+            f"transactions of {self._world.cards:,} cards, and what each turned out to be, "
             f"{LABEL_DELAY_DAYS} days later"
         )
         self._signals.mode = Mode.NOTE
@@ -124,7 +124,7 @@ class _Example:
 
     def _report_written(self, progress: ReplayProgress) -> None:
         records = progress.transactions + progress.labels
-        self._view.stage(f"{count_text(records)} records written")
+        self._view.stage(f"{records:,} records written")
 
     def _train(self, history: pd.DataFrame, settings: Settings) -> dict[str, str]:
         """Train the two models; returns their versions by name."""
@@ -179,7 +179,7 @@ class _Example:
         if now_s >= self._reported_s + PLAIN_INTERVAL_S:
             self._reported_s = now_s
             doing = f", {step.stage}" if step.stage else ""
-            self._view.stage(f"{count_text(step.transactions)} transactions, up to {moment(step.event_time_us)}{doing}")
+            self._view.stage(f"{step.transactions:,} transactions, up to {moment(step.event_time_us)}{doing}")
 
 
 def command_lines(asked: Sequence[tuple[str, str]]) -> list[str]:

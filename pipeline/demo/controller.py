@@ -21,7 +21,6 @@ from pipeline.demo.first_models import alerts_per_day, train_on
 from pipeline.demo.monitor import Monitor
 from pipeline.demo.processes import WorkerProcess, check_alive, running_command, running_workers
 from pipeline.demo.stop import Mode, RunStopped, StopSignals, stop_signals
-from pipeline.demo.text import count_text
 from pipeline.demo.view import (
     COMMAND_INDENT,
     View,
@@ -215,8 +214,7 @@ class Controller:
         found = trained.metrics["alert_precision"]
         precision = "" if found is None else f"; {found:.0%} of its alerts on later days are fraud"
         self._view.print_line(
-            f"The first model has {trained.model.trees} trees, learned from {count_text(len(history))} transactions"
-            f"{precision}."
+            f"The first model has {trained.model.trees} trees, learned from {len(history):,} transactions{precision}."
         )
 
     def _training(self, text: str) -> None:
@@ -273,7 +271,7 @@ class Controller:
         if progress.warning is not None:
             raise Incomplete(
                 "the workers have decided nothing for a long time "
-                f"({count_text(progress.in_flight)} transactions wait). "
+                f"({progress.in_flight:,} transactions wait). "
                 f"Their logs are in {self._given.data_dir / 'logs'}."
             )
 
@@ -306,14 +304,14 @@ class Controller:
         parts = []
         if figures.undecided:
             examples = ", ".join(figures.missing(EXAMPLES_NAMED))
-            parts.append(f"{count_text(figures.undecided)} transactions have no decision (such as {examples})")
+            parts.append(f"{figures.undecided:,} transactions have no decision (such as {examples})")
         if figures.alerts < figures.alerts_decided:
             parts.append(f"{figures.alerts_decided - figures.alerts} alerts were decided and are not on their topic")
         if figures.labels < labels:
             parts.append(f"{labels - figures.labels} labels that were sent are not on their topic")
         return (
             f"{'; '.join(parts)}, and nothing has moved for {STALLED_AFTER_S:.0f} s. "
-            f"{count_text(figures.dead_letters)} records became dead letters. "
+            f"{figures.dead_letters:,} records became dead letters. "
             f"The workers' logs are in {self._given.data_dir / 'logs'}."
         )
 

@@ -15,15 +15,6 @@ PLAIN_WIDTH: Final = 80
 NARROWEST: Final = 40
 
 
-def count_text(number: int) -> str:
-    """A whole number with a comma between thousands.
-
-    >>> count_text(1234567)
-    '1,234,567'
-    """
-    return f"{number:,}"
-
-
 def duration_text(seconds: float) -> str:
     """A length of time in at most two units.
 

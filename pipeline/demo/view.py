@@ -19,7 +19,7 @@ from rich.text import Text
 
 from pipeline.broker.running import demo_dir
 from pipeline.demo.figures import RunFigures, RunState
-from pipeline.demo.text import PLAIN_WIDTH, alert_rows, count_text, duration_text
+from pipeline.demo.text import PLAIN_WIDTH, alert_rows, duration_text
 from pipeline.observability.terminal import printable
 from pipeline.settings import Settings
 from schemas.times import utc_text
@@ -57,7 +57,7 @@ def precision_text(figures: RunFigures) -> str:
     """Write the share of fraud among the alerts that have a label by now."""
     if figures.precision is None:
         return "precision not known yet: labels come days later"
-    return f"precision so far {figures.precision:.0%} of {count_text(figures.labelled_alerts)} labelled"
+    return f"precision so far {figures.precision:.0%} of {figures.labelled_alerts:,} labelled"
 
 
 def progress_line(state: RunState, now_s: float) -> str:
@@ -103,21 +103,21 @@ def summary_lines(state: RunState, now_s: float) -> list[str]:
         return [f"The run ended after {duration_text(now_s - state.started_s)}, before any transaction: {state.stage}."]
     decided = figures.decisions - figures.repeated_decisions
     return [
-        f"Transactions   {count_text(figures.transactions)} sent, of which {count_text(figures.warm_up_transactions)} "
+        f"Transactions   {figures.transactions:,} sent, of which {figures.warm_up_transactions:,} "
         "warmed the windows up",
-        f"Decisions      {count_text(figures.decisions)}"
+        f"Decisions      {figures.decisions:,}"
         + (", one for each transaction" if decided == figures.transactions else "")
-        + (f", {count_text(figures.undecided)} transactions without one" if figures.undecided else "")
-        + (f", {count_text(figures.refused)} refused" if figures.refused else "")
-        + (f", {count_text(figures.repeated_decisions)} repeated or foreign" if figures.repeated_decisions else ""),
+        + (f", {figures.undecided:,} transactions without one" if figures.undecided else "")
+        + (f", {figures.refused:,} refused" if figures.refused else "")
+        + (f", {figures.repeated_decisions:,} repeated or foreign" if figures.repeated_decisions else ""),
         *(["               The rest is decided when workers start there again."] if figures.undecided else []),
-        f"Alerts         {count_text(figures.alerts)}, {precision_text(figures)}",
-        f"Labels         {count_text(figures.labels)} sent, days after their transactions",
+        f"Alerts         {figures.alerts:,}, {precision_text(figures)}",
+        f"Labels         {figures.labels:,} sent, days after their transactions",
         f"Latency        p50 {milliseconds_text(figures.latencies.percentile_ms(0.5))}, "
         f"p99 {milliseconds_text(figures.latencies.percentile_ms(0.99))} from send to decision",
         f"River model    version {printable(figures.river_version or '-')}, "
-        f"{count_text(figures.river_versions)} published while it learned",
-        f"Dead letters   {count_text(figures.dead_letters)}",
+        f"{figures.river_versions:,} published while it learned",
+        f"Dead letters   {figures.dead_letters:,}",
         f"Wall time      {duration_text(now_s - state.started_s)}",
     ]
 
@@ -277,21 +277,21 @@ def _figures_table(state: RunState) -> Table:
     table.add_column(style="dim", no_wrap=True, overflow="ellipsis")
     river = printable(figures.river_version or "-")
     rows = (
-        ("Transactions", count_text(figures.transactions), f"{state.transactions_per_s:,.0f} a second at the moment"),
+        ("Transactions", f"{figures.transactions:,}", f"{state.transactions_per_s:,.0f} a second at the moment"),
         (
             "Decisions",
-            count_text(figures.decisions),
-            f"{count_text(figures.undecided)} transactions wait for one (lag)",
+            f"{figures.decisions:,}",
+            f"{figures.undecided:,} transactions wait for one (lag)",
         ),
-        ("Alerts", count_text(figures.alerts), precision_text(figures)),
-        ("Labels", count_text(figures.labels), "what transactions turned out to be, a week later"),
+        ("Alerts", f"{figures.alerts:,}", precision_text(figures)),
+        ("Labels", f"{figures.labels:,}", "what transactions turned out to be, a week later"),
         (
             "Latency",
             milliseconds_text(figures.latencies.percentile_ms(0.5)),
             f"median from send to decision; 99 % within {milliseconds_text(figures.latencies.percentile_ms(0.99))}",
         ),
-        ("River model", count_text(figures.river_versions), f"versions learned; now {river}"),
-        ("Dead letters", count_text(figures.dead_letters), "records that could not be accepted"),
+        ("River model", f"{figures.river_versions:,}", f"versions learned; now {river}"),
+        ("Dead letters", f"{figures.dead_letters:,}", "records that could not be accepted"),
     )
     for row in rows:
         table.add_row(*(Text(cell) for cell in row))
