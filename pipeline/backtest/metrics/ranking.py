@@ -5,11 +5,11 @@ one number over all rows tells (AUC ROC, average precision), and card precision,
 `pipeline.training.score_metrics`.
 """
 
-from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from collections.abc import Iterator
+from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import DTypeLike, NDArray
+from numpy.typing import NDArray
 
 from pipeline.backtest.input.spill import BLOCK_ROWS, blocks, in_blocks, summed
 from pipeline.training.score_metrics import days_of
@@ -177,16 +177,10 @@ def _gathered(parts: Iterator[NDArray[np.int64]], units: int) -> _Gathered:
             held, rows = _merged([(held, rows), *fresh])
             fresh, waiting = [], 0
     held, rows = _merged([(held, rows), *fresh])
-
-    def column(
-        values: NDArray[np.int64], dtype: DTypeLike, values_of: Callable[[NDArray[np.int64]], Any]
-    ) -> NDArray[Any]:
-        return in_blocks(len(values), dtype, lambda positions: values_of(values[positions]))
-
     return _Gathered(
-        column(held, np.int64, lambda pairs: pairs // units),
-        column(held, np.int64, lambda pairs: pairs % units),
-        column(rows, np.float64, lambda counts: counts),
+        in_blocks(len(held), np.int64, lambda positions: held[positions] // units),
+        in_blocks(len(held), np.int64, lambda positions: held[positions] % units),
+        in_blocks(len(rows), np.float64, lambda positions: rows[positions]),
     )
 
 
