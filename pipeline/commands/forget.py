@@ -19,6 +19,7 @@ from pipeline.kafka.writers.producer import RecordProducer
 from pipeline.models.changes import ChangeAuthor
 from pipeline.models.list_changes import ListChanges
 from pipeline.models.list_log import ListLog
+from pipeline.models.publish import changed
 from pipeline.protection.tokens import CARD_ID, TokenKeys
 from pipeline.settings import Settings
 from pipeline.state.objects import shown_url
@@ -104,10 +105,11 @@ def forget_listed(settings: Settings, field: str, token: str) -> int:
         DeliveryFailed: It was not written.
     """
     bootstrap, name = _find_cluster(settings), field.removeprefix("attributes.")
-    if bootstrap is None or not any(ListLog(bootstrap, settings).forgotten(name, token)):
+    if bootstrap is None or not (parts := list(ListLog(bootstrap, settings).forgotten(name, token))):
         return 0
     author = ChangeAuthor(user_name() or "forget", "A value was forgotten.")
-    return ListChanges.on(bootstrap, settings).forget(name, token, author)
+    changed(ListChanges.on, bootstrap, settings, lambda changes: changes.forget(name, token, author))
+    return sum(part.forgotten for part in parts)
 
 
 def _find_cluster(settings: Settings) -> str | None:

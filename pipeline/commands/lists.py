@@ -4,13 +4,13 @@ import csv
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from functools import partial
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import click
 from msgspec.structs import replace
@@ -34,6 +34,7 @@ from pipeline.kafka.readers.topic_reader import read_batches
 from pipeline.models.changes import ChangeAuthor
 from pipeline.models.list_changes import LATE_DAYS, ListChanges, WrittenChange
 from pipeline.models.list_traffic import texts_of_last_week
+from pipeline.models.publish import changed
 from pipeline.models.suppressions import SuppressedHits, keep_caps
 from pipeline.observability.logs import configure_logging
 from pipeline.observability.terminal import printable
@@ -45,6 +46,7 @@ from schemas.messages import ListDefinition, ListEntry
 from schemas.times import US_PER_SECOND, utc_text
 from schemas.topics import ACCEPTED_LABELS, DECISIONS
 
+T = TypeVar("T")
 _COLUMNS: Final = ("value", "owner", "reason", "expires", "cap")
 _MOST_SHOWN: Final = 100
 _name = click.argument("name")
@@ -74,7 +76,7 @@ def command() -> None:
 @bootstrap_option
 def show(name: str | None, bootstrap: str | None) -> None:
     """Show all lists, or the first entries of NAME."""
-    changes = ListChanges.on(*cluster(bootstrap), fence=False)
+    changes = ListChanges.on(*cluster(bootstrap))
     contents = changes.contents
     if name is None:
         for each in sorted(contents.definitions.values(), key=lambda each: (LIST_KINDS.index(each.kind), each.name)):
@@ -102,7 +104,7 @@ def add(name: str, values: tuple[str, ...], change: ChangeAuthor, at: Cluster, *
 
     Each entry has the reason of the change. An entry of an allow list expires within 90 days.
     """
-    rows = ({"value": value} for value in values)
+    rows = [{"value": value} for value in values]
     _add(name, rows, change, at, replacing=False, **given)
 
 
@@ -142,10 +144,13 @@ def import_file(name: str, file: Path, replacing: bool, change: ChangeAuthor, at
 def remove(name: str, values: tuple[str, ...], expired: bool, tokens: bool, change: ChangeAuthor, at: Cluster) -> None:
     """Remove VALUES from list NAME."""
     bootstrap, settings = at()
-    changes = _changes(bootstrap, settings)
-    stored = _stored(settings, changes.contents.definition(name), tokens, make=False)
     expired_us = timestamp_us(datetime.now(UTC) - timedelta(days=LATE_DAYS)) if expired else None
-    _report(changes.remove(name, map(stored, values), change, expired_us=expired_us))
+
+    def removed(changes: ListChanges) -> WrittenChange:
+        stored = _stored(settings, changes.contents.definition(name), tokens, make=False)
+        return changes.remove(name, map(stored, values), change, expired_us=expired_us)
+
+    _report(_changed(bootstrap, settings, removed))
 
 
 @command.command()
@@ -155,7 +160,7 @@ def export(name: str, bootstrap: str | None) -> None:
     """Print the entries of list NAME as CSV, as `import` reads them."""
     writer = csv.writer(sys.stdout)
     writer.writerow(_COLUMNS)
-    for entry in ListChanges.on(*cluster(bootstrap), fence=False).contents.entries_of(name):
+    for entry in ListChanges.on(*cluster(bootstrap)).contents.entries_of(name):
         expires = "" if entry.expires_us is None else _moment(entry.expires_us).isoformat()
         cap = "" if entry.cap_minor is None else f"{entry.cap_minor / 100:.2f}"
         writer.writerow((entry.value, entry.owner, entry.reason, expires, cap))
@@ -166,7 +171,7 @@ def export(name: str, bootstrap: str | None) -> None:
 @bootstrap_option
 def used_in(name: str, bootstrap: str | None) -> None:
     """Name the rules that read list NAME."""
-    rules = ListChanges.on(*cluster(bootstrap), fence=False).used_in(name)
+    rules = ListChanges.on(*cluster(bootstrap)).used_in(name)
     for rule in rules:
         click.echo(printable(f"{rule.code}  {rule.state}  {rule.expression}"))
     if not rules:
@@ -178,7 +183,7 @@ def used_in(name: str, bootstrap: str | None) -> None:
 @change_options
 def approve(version: str, change: ChangeAuthor, at: Cluster) -> None:
     """Make the proposed change VERSION active, as somebody else than who has proposed it."""
-    _report(_changes(*at()).approve(version, change))
+    _report(_changed(*at(), lambda changes: changes.approve(version, change)))
 
 
 @command.command()
@@ -219,7 +224,7 @@ def caps(bootstrap: str | None, once: bool) -> None:
 
 def _add(
     name: str,
-    rows: Iterable[dict[str, str]],
+    rows: Sequence[dict[str, str]],
     change: ChangeAuthor,
     at: Cluster,
     *,
@@ -237,19 +242,14 @@ def _add(
         raise click.UsageError("give --until or --for, not both")
     if (kind is None) is not (field is None):
         raise click.UsageError("a new list needs --kind and --field")
-    bootstrap, settings = at()
-    changes, now_us = _changes(bootstrap, settings), timestamp_us(datetime.now(UTC))
-    if kind is None or field is None:
-        definition = changes.contents.definition(name)
-        definition = replace(definition, match=match or definition.match)
-    else:
-        definition = ListDefinition(name=name, kind=kind, field=field, match=match or TEXT)
+    if not rows:
+        raise click.UsageError("there is no entry to add")
+    (bootstrap, settings), now_us = at(), timestamp_us(datetime.now(UTC))
     expires_us = None if until is None else timestamp_us(until)
     if held_s is not None:
         expires_us = now_us + round(held_s * US_PER_SECOND)
-    stored = _stored(settings, definition, tokens, make=True)
 
-    def entry_of(row: dict[str, str]) -> ListEntry:
+    def entry_of(row: dict[str, str], stored: Callable[[str], str]) -> ListEntry:
         try:
             own_us = timestamp_us(Moment().convert(row["expires"], None, None)) if row.get("expires") else expires_us
             return ListEntry(
@@ -264,16 +264,25 @@ def _add(
         except click.UsageError as error:
             raise click.UsageError(f"entry {row['value']!r}: {error.message}") from None
 
-    entries = [*map(entry_of, rows)]
-    if not entries:
-        raise click.UsageError("there is no entry to add")
-    _report(changes.add(definition, entries, change, replacing=replacing))
+    def added(changes: ListChanges) -> tuple[WrittenChange, list[ListEntry]]:
+        if kind is None or field is None:
+            definition = changes.contents.definition(name)
+            definition = replace(definition, match=match or definition.match)
+        else:
+            definition = ListDefinition(name=name, kind=kind, field=field, match=match or TEXT)
+        stored = _stored(settings, definition, tokens, make=True)
+        entries = [entry_of(row, stored) for row in rows]
+        return changes.add(definition, entries, change, replacing=replacing), entries
+
+    written, entries = _changed(bootstrap, settings, added)
+    _report(written)
     if past := sum(entry.expires_us is not None and entry.expires_us <= now_us for entry in entries):
         click.echo(f"{past:,} expired already: they hold for transactions of before, which come late or are replayed.")
 
 
-def _changes(bootstrap: str, settings: Settings) -> ListChanges:
-    return ListChanges.on(bootstrap, settings, partial(texts_of_last_week, bootstrap, settings))
+def _changed(bootstrap: str, settings: Settings, decide: Callable[[ListChanges], T]) -> T:
+    traffic = partial(texts_of_last_week, bootstrap, settings)
+    return changed(partial(ListChanges.on, traffic=traffic), bootstrap, settings, decide)
 
 
 def _stored(settings: Settings, definition: ListDefinition, tokens: bool, *, make: bool) -> Callable[[str], str]:

@@ -15,12 +15,12 @@ from pipeline.commands.shared_options import (
     print_facts,
 )
 from pipeline.decision.audit_sample import Audit, with_key
-from pipeline.decision.policy import LARGEST_THRESHOLD
+from pipeline.decision.policy import LARGEST_THRESHOLD, Policy
 from pipeline.models import held_labels
 from pipeline.models.changes import Active, ChangeAuthor, VersionChanges
 from pipeline.models.description import policy_facts
 from pipeline.models.known import KnownVersion
-from pipeline.models.publish import ControlWriter
+from pipeline.models.publish import ControlWriter, changed
 from pipeline.models.registry import POLICY
 from pipeline.observability.terminal import printable
 from pipeline.scoring.trees import MOST_LEAVES, MOST_TREES
@@ -38,7 +38,7 @@ def now_active(active: Active) -> str:
 @change_options
 def promote(version: str, of_policy: str | None, change: ChangeAuthor, at: Cluster) -> None:
     """Make LightGBM VERSION active with the policy that was made for it, from the cluster or the registry."""
-    active = VersionChanges.on(*at()).promote(version, change, of_policy)
+    active = changed(VersionChanges.on, *at(), lambda changes: changes.promote(version, change, of_policy))
     click.echo(now_active(active))
 
 
@@ -49,7 +49,7 @@ def rollback(change: ChangeAuthor, at: Cluster) -> None:
 
     Call it again to go further back. Thresholds that were paced belong to the versions that they were paced for.
     """
-    active = VersionChanges.on(*at()).rollback(change)
+    active = changed(VersionChanges.on, *at(), lambda changes: changes.rollback(change))
     click.echo(now_active(active))
 
 
@@ -63,28 +63,33 @@ def freeze(fall_back: bool, change: ChangeAuthor, at: Cluster) -> None:
 
     Decisions go on with the active versions. Examples wait in their topic, and are learned after `unfreeze`.
     """
-    changes = VersionChanges.on(*at())
-    switch = changes.history.switch
-    if switch is not None and switch.frozen:
-        since = f"{utc_text(switch.switched_at)} by {printable(switch.by)}"
-        click.echo(f"Learning is frozen already, since {since}: {printable(switch.reason)}")
-    else:
+
+    def switched(changes: VersionChanges) -> str:
+        switch = changes.history.switch
+        if switch is not None and switch.frozen:
+            since = f"{utc_text(switch.switched_at)} by {printable(switch.by)}"
+            return f"Learning is frozen already, since {since}: {printable(switch.reason)}"
         changes.switch_learning(change, frozen=True)
-        click.echo("Learning is frozen. Workers follow between two batches.")
+        return "Learning is frozen. Workers follow between two batches."
+
+    click.echo(changed(VersionChanges.on, *at(), switched))
     if fall_back:
-        click.echo(now_active(changes.fall_back(change)) + " River takes no part (blend 0).")
+        active = changed(VersionChanges.on, *at(), lambda changes: changes.fall_back(change))
+        click.echo(now_active(active) + " River takes no part (blend 0).")
 
 
 @click.command()
 @change_options
 def unfreeze(change: ChangeAuthor, at: Cluster) -> None:
     """Let learning go on. River learns the examples that waited; the active versions stay as they are."""
-    changes = VersionChanges.on(*at())
-    if not changes.history.frozen:
-        click.echo("Learning is not frozen.")
-        return
-    changes.switch_learning(change, frozen=False)
-    click.echo("Learning goes on. Workers follow between two batches.")
+
+    def switched(changes: VersionChanges) -> str:
+        if not changes.history.frozen:
+            return "Learning is not frozen."
+        changes.switch_learning(change, frozen=False)
+        return "Learning goes on. Workers follow between two batches."
+
+    click.echo(changed(VersionChanges.on, *at(), switched))
 
 
 @click.command("cold-start")
@@ -119,7 +124,8 @@ def cold_start_command(
     """
     from pipeline.training.cold_start import cold_start
 
-    active = VersionChanges.on(*at()).start_cold(*cold_start(fraud_share, threshold, audit_rate), change)
+    made = cold_start(fraud_share, threshold, audit_rate)
+    active = changed(VersionChanges.on, *at(), lambda changes: changes.start_cold(*made, change))
     click.echo(now_active(active) + " It has no trees: the online model scores alone.")
 
 
@@ -231,10 +237,11 @@ def approve(version: str, change: ChangeAuthor, at: Cluster) -> None:
     Where records are signed, somebody else is who signs with another key. Without signatures only the names are
     compared, which nobody can verify.
     """
-    changes = VersionChanges.on(*at())
-    active = changes.approve(version, change)
+    active, signed = changed(
+        VersionChanges.on, *at(), lambda changes: (changes.approve(version, change), changes.knows_signers)
+    )
     click.echo(now_active(active))
-    if not changes.knows_signers:
+    if not signed:
         click.echo(
             "Nobody can verify that two people agreed: records are not signed, and only the names were compared. Set "
             "FRAUD_PIPELINE_SIGNING_KEY_FILE, a key for each person.",
@@ -252,7 +259,7 @@ def policy() -> None:
 @json_option
 def show_policy(bootstrap: str | None, as_json: bool) -> None:
     """Show the active policy."""
-    active = VersionChanges.on(*cluster(bootstrap), fence=False).active_policy()
+    active = VersionChanges.on(*cluster(bootstrap)).active_policy()
     facts = policy_facts(KnownVersion(POLICY, active.version, active.payload))
     print_facts(as_json, facts, fact_lines(facts))
 
@@ -281,13 +288,14 @@ def set_policy(
     if not given:
         raise click.UsageError("give what to change: --threshold, --blend, --audit-rate or --max-reasons")
     servers, settings = at()
-    changes = VersionChanges.on(servers, settings)
-    before = changes.active_policy()
-    if audit_rate:
-        held = None if before.audit is None else before.audit.key_id
-        given |= {
-            "audit": with_key(Audit(rate=audit_rate), audit_key_id or held, settings.audit_keys),
-            "audit_rate": 0.0,
-        }
-    after = changes.set_policy(given, change)
+
+    def policies(changes: VersionChanges) -> tuple[Policy, Policy]:
+        before, own = changes.active_policy(), dict(given)
+        if audit_rate:
+            held = None if before.audit is None else before.audit.key_id
+            own["audit"] = with_key(Audit(rate=audit_rate), audit_key_id or held, settings.audit_keys)
+            own["audit_rate"] = 0.0
+        return before, changes.set_policy(own, change)
+
+    before, after = changed(VersionChanges.on, servers, settings, policies)
     click.echo(f"Active: policy {after.version} (was {before.version}).")

@@ -26,6 +26,7 @@ from pipeline.decision.rules import FILE_SUFFIX, Rule, RuleSet, condition_of
 from pipeline.expressions.trees import lines_of
 from pipeline.kafka.cluster.errors import TopicError
 from pipeline.models.changes import ChangeAuthor
+from pipeline.models.publish import changed
 from pipeline.models.rule_changes import (
     TESTED_DAYS,
     RuleChange,
@@ -111,7 +112,7 @@ def try_file(
     figures = _figures(rule, history, settings, bootstrap, lists_of_today=today, **days)
     click.echo("\n".join(figure_lines(rule.code, figures)))
     try:
-        changes = RuleChanges.on(*cluster(bootstrap), fence=False)
+        changes = RuleChanges.on(*cluster(bootstrap))
     except ClusterNotFound:
         click.echo("Not recorded: no cluster is named, or none answers.")
         return
@@ -132,7 +133,7 @@ def report(history: str, start: datetime | None, end: datetime | None, bootstrap
     from pipeline.rules.histories import read_history
     from pipeline.rules.set_report import SetReport
 
-    days, changes = _days(start, end), RuleChanges.on(*cluster(bootstrap), fence=False)
+    days, changes = _days(start, end), RuleChanges.on(*cluster(bootstrap))
     counted = SetReport(changes.rules)
     since = {key: moment.isoformat(timespec="seconds") for key, moment in changes.since().items()}
     found = read_history(counted, history, Settings(), lambda: cluster(bootstrap)[0])
@@ -146,7 +147,7 @@ def report(history: str, start: datetime | None, end: datetime | None, bootstrap
 @bootstrap_option
 def list_rules(bootstrap: str | None) -> None:
     """List the rules of the active set: code, state, action, severity and owner."""
-    rules = RuleChanges.on(*cluster(bootstrap), fence=False).rules
+    rules = RuleChanges.on(*cluster(bootstrap)).rules
     for rule in rules.rules:
         click.echo(printable(f"{rule.code}  {rule.state}  {rule.action}  {rule.severity}  {rule.owner}"))
     if rules.version:
@@ -160,7 +161,7 @@ def list_rules(bootstrap: str | None) -> None:
 @bootstrap_option
 def show(code: str, bootstrap: str | None) -> None:
     """Show the versions of rule CODE that are in the active set, and its history."""
-    changes = RuleChanges.on(*cluster(bootstrap), fence=False)
+    changes = RuleChanges.on(*cluster(bootstrap))
     versions, history = [rule for rule in changes.rules.rules if rule.code == code], [*changes.history(code)]
     if not versions and not history:
         raise click.ClickException(no_rule(code, changes.rules))
@@ -181,7 +182,7 @@ def show(code: str, bootstrap: str | None) -> None:
 @bootstrap_option
 def diff(directory: Path, bootstrap: str | None) -> None:
     """Show what `apply` would change, and which rules of the active set DIRECTORY does not have."""
-    _show_difference(RuleChanges.on(*cluster(bootstrap), fence=False).rules, _usable(read_directory(directory)))
+    _show_difference(RuleChanges.on(*cluster(bootstrap)).rules, _usable(read_directory(directory)))
 
 
 @command.command()
@@ -193,12 +194,17 @@ def apply(directory: Path, yes: bool, change: ChangeAuthor, at: Cluster) -> None
 
     Nothing acts or is counted yet, and what is active stays so.
     """
-    files, changes = _usable(read_directory(directory)), RuleChanges.on(*at())
-    if not _show_difference(changes.rules, files):
-        return
-    if not yes:
-        click.confirm("Apply?", abort=True)
-    _now_active(changes.apply(files, change))
+    files = _usable(read_directory(directory))
+
+    def applied_once_seen(changes: RuleChanges) -> RuleSet | None:
+        if not _show_difference(changes.rules, files):
+            return None
+        if not yes:
+            click.confirm("Apply?", abort=True)
+        return changes.apply(files, change)
+
+    if after := changed(RuleChanges.on, *at(), applied_once_seen):
+        _now_active(after)
 
 
 @command.command()
@@ -215,11 +221,13 @@ def publish(rule: str, history: str | None, change: ChangeAuthor, at: Cluster) -
     bootstrap, settings = at()
     found, figures = given if isinstance(given, Rule) else None, None
     if history:
-        found = found or RuleChanges.on(bootstrap, settings, fence=False).rules.find(rule, active=False)
+        found = found or RuleChanges.on(bootstrap, settings).rules.find(rule, active=False)
         # What cannot be read is not published, and what is not published is not shown.
         figures = found and _figures(found, history, settings, bootstrap, held_out=True)
-    changes = RuleChanges.on(bootstrap, settings)
-    _now_active(changes.publish(given, change))
+    changes, rules = changed(
+        RuleChanges.on, bootstrap, settings, lambda changes: (changes, changes.publish(given, change))
+    )
+    _now_active(rules)
     if history and found and figures:
         _record(changes, found, history, figures, change.by, held_out=True)
         click.echo("\n".join(figure_lines(found.code, figures)))
@@ -234,8 +242,9 @@ def activate(rule: str, untested: bool, change: ChangeAuthor, at: Cluster) -> No
 
     With FRAUD_PIPELINE_SECOND_APPROVAL set, somebody else than who has put it in shadow.
     """
-    changes = RuleChanges.on(*at())
-    rules = changes.activate(rule, change, untested=untested)
+    changes, rules = changed(
+        RuleChanges.on, *at(), lambda changes: (changes, changes.activate(rule, change, untested=untested))
+    )
     if (found := rules.find(rule, active=True)) and not changes.is_tested(found):
         click.echo(printable(f"{rule} is untested: it was not tried on {TESTED_DAYS} days of history."))
     _now_active(rules)
@@ -246,14 +255,14 @@ def activate(rule: str, untested: bool, change: ChangeAuthor, at: Cluster) -> No
 @change_options
 def retire(rule: str, change: ChangeAuthor, at: Cluster) -> None:
     """Take RULE out of the active set, whatever its state."""
-    _now_active(RuleChanges.on(*at()).retire(rule, change))
+    _now_active(changed(RuleChanges.on, *at(), lambda changes: changes.retire(rule, change)))
 
 
 @command.command()
 @change_options
 def adopt(change: ChangeAuthor, at: Cluster) -> None:
     """Move the rules of the active policy, of an earlier release, to the set; they stay active."""
-    _now_active(RuleChanges.on(*at()).adopt(change))
+    _now_active(changed(RuleChanges.on, *at(), lambda changes: changes.adopt(change)))
 
 
 def _figures(

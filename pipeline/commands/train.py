@@ -4,6 +4,7 @@ import json
 import time
 from dataclasses import replace
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -20,6 +21,7 @@ from pipeline.decision.policy import Policy
 from pipeline.features.catalogue import FEATURES
 from pipeline.learning.trained_labels import warning_of_labels, warning_of_share
 from pipeline.models.changes import ChangeAuthor, VersionChanges, refuse_unapproved
+from pipeline.models.publish import changed
 from pipeline.models.registry import POLICY, Registry
 from pipeline.observability.terminal import throttled
 from pipeline.scoring.errors import ModelError
@@ -78,7 +80,7 @@ def command(file: Path | None, mapping: Path | None, options: TrainOptions) -> N
     _warn_of_labels(trained.model, settings)
     register(registry, trained, activate=options.activate and not options.publish)
     if options.publish:
-        trained = _published(VersionChanges.on(servers, settings), trained, options)
+        trained = changed(VersionChanges.on, servers, settings, partial(_published, trained, options))
         register(registry, trained, activate=options.activate)
     summary = {
         "lightgbm": trained.model.version,
@@ -222,7 +224,7 @@ def _policy_before(servers: str, settings: Settings, registry: Registry, *, publ
         ModelError: Somebody else has to approve what would be published.
     """
     if publish:
-        changes = VersionChanges.on(servers, settings, fence=False)
+        changes = VersionChanges.on(servers, settings)
         if settings.second_approval:
             refuse_unapproved(changes.history, "a version of `train`")
         return changes.inherited_policy()
@@ -230,7 +232,7 @@ def _policy_before(servers: str, settings: Settings, registry: Registry, *, publ
     return None if version is None else registry.load_policy(version)
 
 
-def _published(changes: VersionChanges, trained: Trained, options: TrainOptions) -> Trained:
+def _published(trained: Trained, options: TrainOptions, changes: VersionChanges) -> Trained:
     """Publish a version with the policy that is active by now: training takes a while. Return it with its policy."""
     made, active = trained.policy, changes.inherited_policy()
     if active is not None:

@@ -80,20 +80,20 @@ class VersionChanges:
         self.known = KnownVersions(registry, published)
 
     @classmethod
-    def on(cls, bootstrap: str, settings: Settings, *, fence: bool = True) -> Self:
+    def on(cls, bootstrap: str, settings: Settings, writer: ControlWriter | None = None) -> Self:
         """Read a cluster and the settings' registry.
 
         Args:
-            fence: Take the right to write on ``control`` before reading it, to make a change. Without it, versions are
-                only looked at.
+            bootstrap: Address of the cluster.
+            settings: Settings of the cluster.
+            writer: Has the right to write on ``control``, to make a change (`pipeline.models.publish.changed`). None:
+                versions are only looked at.
 
         Raises:
             TopicError: A topic is missing.
             KeyFileError: Records are to be signed, and the key cannot be used.
         """
-        writer = ControlWriter(bootstrap, settings)
-        if fence:
-            writer.fence()
+        writer = writer or ControlWriter(bootstrap, settings)
         published = PublishedVersions.on(bootstrap, settings)
         declared = partial(declared_features, bootstrap, settings)
         return cls(published, Registry(settings.registry_path), writer, settings, declared)

@@ -56,8 +56,12 @@ def release(bootstrap: str, settings: Settings, source: str, author: ChangeAutho
         TopicError: ``examples`` cannot be read.
     """
     writer = ControlWriter(bootstrap, settings)
-    # Before reading: nobody else can release the same labels from now on.
-    writer.fence()
+    return writer.undisturbed(lambda: None, lambda: _release(bootstrap, settings, writer, source, author))
+
+
+def _release(
+    bootstrap: str, settings: Settings, writer: ControlWriter, source: str, author: ChangeAuthor
+) -> LabelRelease:
     found = held_examples(bootstrap, settings)
     held = found.get(source)
     if not held:

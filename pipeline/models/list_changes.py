@@ -126,13 +126,14 @@ class ListChanges:
 
     @classmethod
     def on(
-        cls, bootstrap: str, settings: Settings, traffic: Traffic = lambda _: Counter(), *, fence: bool = True
+        cls,
+        bootstrap: str,
+        settings: Settings,
+        writer: ControlWriter | None = None,
+        traffic: Traffic = lambda _: Counter(),
     ) -> Self:
-        """Read a cluster; ``fence`` takes the right to write on ``control`` before, to make a change."""
-        writer = ControlWriter(bootstrap, settings)
-        if fence:
-            writer.fence()
-        log = ListLog(bootstrap, settings)
+        """Read a cluster; ``writer`` has the right to write on ``control``, None where nothing is changed."""
+        writer, log = writer or ControlWriter(bootstrap, settings), ListLog(bootstrap, settings)
         return cls(PublishedVersions.on(bootstrap, settings), writer, log, settings, traffic)
 
     def add(
@@ -207,14 +208,11 @@ class ListChanges:
         merged = replace(parts[0], definitions=new, entries=entries, forgotten=0)
         return self._write(merged, author, approves=reference.version)
 
-    def forget(self, field: str, value: str, author: ChangeAuthor) -> int:
-        """Take a value of a field out of all changes there ever were; return how many entries and removals had it."""
-        if not (parts := list(self._log.forgotten(field, value))):
-            return 0
-        self._writer.records([part_record(part) for part in parts])
+    def forget(self, field: str, value: str, author: ChangeAuthor) -> None:
+        """Take a value of a field out of all changes there ever were, and let workers read them again."""
+        self._writer.records([part_record(part) for part in self._log.forgotten(field, value)])
         self.contents = ListContents(self._log.changes(self._change))
         self._write(ListChange(change=""), author, approves="forgotten")
-        return sum(part.forgotten for part in parts)
 
     def used_in(self, name: str) -> list[Rule]:
         """Return the rules that read a list."""

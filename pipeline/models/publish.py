@@ -30,6 +30,7 @@ TRANSACTIONAL_ID: Final = "control"
 """The transactional id of all who decide by what ``control`` says."""
 _MOST_FENCED: Final = 10
 """Writes in a row that others have come before; then somebody has to look."""
+S = TypeVar("S")
 T = TypeVar("T")
 
 
@@ -192,6 +193,24 @@ def publish_active(
     """
     writer = ControlWriter(bootstrap, settings)
     writer.note(_activation(writer.contents(contents), step))
+
+
+def changed(
+    read: Callable[[str, Settings, ControlWriter], S], bootstrap: str, settings: Settings, decide: Callable[[S], T]
+) -> T:
+    """Change what is active by what a cluster has by now; see `ControlWriter.undisturbed`.
+
+    Args:
+        read: Reads the cluster, and returns what makes changes with the writer, such as `VersionChanges.on`.
+        bootstrap: Address of the cluster.
+        settings: Settings of the cluster.
+        decide: Makes the change, and returns its result. It may be called again with what was read anew.
+
+    Raises:
+        WriterFenced: Others have written meanwhile, again and again; nothing became active.
+    """
+    writer = ControlWriter(bootstrap, settings)
+    return writer.undisturbed(lambda: None, lambda: decide(read(bootstrap, settings, writer)))
 
 
 class ServiceEnded(Exception):

@@ -114,14 +114,12 @@ class RuleChanges:
         self._lists = lists
 
     @classmethod
-    def on(cls, bootstrap: str, settings: Settings, *, fence: bool = True) -> Self:
-        """Read a cluster; ``fence`` takes the right to write on ``control`` before, to make a change."""
-        writer = ControlWriter(bootstrap, settings)
-        if fence:
-            writer.fence()
+    def on(cls, bootstrap: str, settings: Settings, writer: ControlWriter | None = None) -> Self:
+        """Read a cluster; ``writer`` has the right to write on ``control``, None where nothing is changed."""
         published = PublishedVersions.on(bootstrap, settings)
         declared = partial(declared_features, bootstrap, settings)
-        return cls(published, writer, settings, declared, partial(active_lists, bootstrap, settings, published))
+        lists = partial(active_lists, bootstrap, settings, published)
+        return cls(published, writer or ControlWriter(bootstrap, settings), settings, declared, lists)
 
     @property
     def rules(self) -> RuleSet:

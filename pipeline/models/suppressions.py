@@ -4,9 +4,10 @@ A cap counts over all partitions, so that one process keeps it, as `pace` keeps 
 change of the lists, which decisions name. A restore and a replay count nothing anew.
 """
 
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator, Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
+from functools import partial
 from typing import Final
 
 import msgspec
@@ -18,8 +19,9 @@ from pipeline.kafka.records.internal import not_counted, readable
 from pipeline.learning.labels import KNOWN, source_rank
 from pipeline.models.changes import ChangeAuthor
 from pipeline.models.list_changes import ListChanges
+from pipeline.models.publish import changed
 from pipeline.settings import Settings
-from schemas.messages import RecordPosition
+from schemas.messages import ListEntry, RecordPosition
 from schemas.records import Record
 from schemas.times import US_PER_HOUR, US_PER_MS
 from schemas.topics import DECISIONS
@@ -97,6 +99,14 @@ class SuppressedHits:
         return found
 
 
+_Caps = dict[str, tuple[int, ListEntry]]
+
+
+def _ended(names: Sequence[str], author: ChangeAuthor, changes: ListChanges) -> tuple[list[str], _Caps]:
+    """End suppressions; return those that were there, and those that are left."""
+    return changes.end(names, author), changes.contents.suppressions()
+
+
 def keep_caps(
     bootstrap: str, settings: Settings, stopped: Callable[[], bool], *, once: bool = False
 ) -> Generator[tuple[str, Suppressed], None, None]:
@@ -111,7 +121,7 @@ def keep_caps(
     Yields:
         The name of each suppression once it was ended, and what it had hidden.
     """
-    caps = ListChanges.on(bootstrap, settings, fence=False).contents.suppressions()
+    caps = ListChanges.on(bootstrap, settings).contents.suppressions()
     first_us = min((entry.added_us for _, entry in caps.values()), default=None)
     # No decision by an entry is older than the entry, but clocks differ a little.
     since_ms = -1 if first_us is None else max(first_us - US_PER_HOUR, 0) // US_PER_MS
@@ -126,14 +136,13 @@ def keep_caps(
             if is_new:
                 totals = hits.totals()
                 if totals.keys() - known:
-                    caps = ListChanges.on(bootstrap, settings, fence=False).contents.suppressions()
+                    caps = ListChanges.on(bootstrap, settings).contents.suppressions()
                     known |= {*totals, *caps}
                 reached = [name for name in caps if name in totals and totals[name].amount_minor >= caps[name][0]]
                 if reached:
                     author = ChangeAuthor("lists caps", "Suppressed hits have reached the cap.")
-                    changes = ListChanges.on(bootstrap, settings)
-                    yield from ((name, totals[name]) for name in changes.end(reached, author))
-                    caps = changes.contents.suppressions()
+                    ended, caps = changed(ListChanges.on, bootstrap, settings, partial(_ended, reached, author))
+                    yield from ((name, totals[name]) for name in ended)
             if once or stopped():
                 return
             is_new = hits.add(follower.poll(_POLL_S))

@@ -167,8 +167,8 @@ def propose(
     try:
         found = compare_recipes(rows, champion, proposed, period, limits, options, fold_days)
     except ModelError as error:
-        writer.fence()
-        writer.assess(FAILED, [], against, ModelChange(FAILED, author.by, f"{author.reason} {error}", figures))
+        failed = ModelChange(FAILED, author.by, f"{author.reason} {error}", figures)
+        writer.undisturbed(lambda: None, lambda: writer.assess(FAILED, [], against, failed))
         raise
     figures |= found.judgement.figures
     return writer.undisturbed(

@@ -20,6 +20,7 @@ from pipeline.decision.lists import ListSet
 from pipeline.models.library import PublishedVersions
 from pipeline.models.list_changes import ListChanges
 from pipeline.models.list_log import ListLog
+from pipeline.models.publish import ControlWriter
 from pipeline.models.suppressions import keep_caps
 from pipeline.protection.tokens import CARD_ID, TokenKeys
 from schemas.messages import Alert, Decision
@@ -112,7 +113,7 @@ def test_a_change_of_many_entries_is_all_or_nothing_though_a_worker_dies(
     assert {each.versions.lists for each in decisions} <= {
         "",
         version_of(approved),
-        ListChanges.on(cluster.bootstrap, cluster.settings, fence=False).version,
+        ListChanges.on(cluster.bootstrap, cluster.settings).version,
     }
     sets = sets_of(cluster, decisions)
     alerts = {msgspec.json.decode(each.value or b"", type=Alert).transaction_id: each for each in cluster.read(ALERTS)}
@@ -444,16 +445,21 @@ def test_what_suppressions_hide_is_counted_to_the_cent_and_ends_at_its_cap(
     assert 0 < len(over) < 3
     fences = list[bool]()
     read = ListChanges.on
-    monkeypatch.setattr(
-        ListChanges, "on", lambda *given, fence=True: (fences.append(fence), read(*given, fence=fence))[1]
-    )
+
+    def interrupted(*given: Any) -> ListChanges:
+        fences.append(len(given) == 3)
+        if fences.count(True) == 1 and fences[-1]:
+            ControlWriter(cluster.bootstrap, cluster.settings).fence()
+        return read(*given)
+
+    monkeypatch.setattr(ListChanges, "on", interrupted)
     # Nobody stops it: what has ended is said at once.
     with closing(keep_caps(cluster.bootstrap, cluster.settings, lambda: False)) as keeping:
         assert {name for name, _ in islice(keeping, len(over))} == over
-    assert fences == [False, True], "once at the start, and once behind the fence"
+    assert fences == [False, True, True], "at the start, and behind the fence, again where somebody else took it"
     monkeypatch.undo()
     assert cluster.command("lists", "caps", "--once", code=0).output == ""
-    version = ListChanges.on(cluster.bootstrap, cluster.settings, fence=False).version
+    version = ListChanges.on(cluster.bootstrap, cluster.settings).version
     worker.until(lambda: f"lists version {version} is active" in worker.output)
     for number in range(60, 90):
         cluster.buy(number, after(seconds=number), card_id=f"c{number % 4}", merchant_id=f"m{number % 3}", amount=99.5)

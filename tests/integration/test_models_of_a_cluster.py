@@ -5,6 +5,7 @@ import logging
 import urllib.request
 from collections.abc import Callable, Sequence
 from datetime import datetime, timedelta
+from itertools import count
 from pathlib import Path
 from typing import Any, cast
 
@@ -15,7 +16,8 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from pipeline.kafka.writers.producer import WriterFenced
 from pipeline.models.changes import ChangeAuthor, VersionChanges
-from pipeline.models.publish import ServiceEnded, VersionToPublish, publish_active
+from pipeline.models.library import PublishedVersions
+from pipeline.models.publish import ControlWriter, ServiceEnded, VersionToPublish, publish_active
 from pipeline.models.registry import LIGHTGBM, POLICY, Registry
 from pipeline.retraining.challenger import Challenge, Champion, Comparison
 from pipeline.retraining.gate import GateLimits, Judgement
@@ -102,13 +104,74 @@ def test_who_has_read_before_somebody_else_wrote_writes_nothing(
     # Or a line that another client has caused hides ours.
     monkeypatch.setattr("pipeline.kafka.cluster.client_log.REPEAT_S", 0.0)
     cluster.publish(FIRST)
-    late = VersionChanges.on(cluster.bootstrap, cluster.settings)
+    (writer := ControlWriter(cluster.bootstrap, cluster.settings)).fence()
+    late = VersionChanges.on(cluster.bootstrap, cluster.settings, writer)
     models("policy", "set", "--threshold", "0.3", reason="Too few alerts.")
     with pytest.raises(WriterFenced, match=r"control at the same time, and nothing of this was written: run it again$"):
         late.set_policy({"blend": 0.5}, ChangeAuthor("dana", "Too late."))
     assert [record.getMessage() for record in caplog.records if record.levelno >= logging.ERROR] == []
     shown = json.loads(models("policy", "show", "--json"))
     assert (shown["threshold"], shown["blend"]) == (0.3, 1.0)
+
+
+@pytest.fixture
+def somebody_else(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> list[ChangeAuthor]:
+    """Somebody who sets another threshold whenever a cluster was read, once for each that is in the list."""
+    left, read, percent = list[ChangeAuthor](), PublishedVersions.on, count(31)
+
+    def interrupted(*given: Any) -> PublishedVersions:
+        found = read(*given)
+        if left:
+            (writer := ControlWriter(cluster.bootstrap, cluster.settings)).fence()
+            published = read(cluster.bootstrap, cluster.settings)
+            changes = VersionChanges(published, Registry(cluster.settings.registry_path), writer)
+            changes.set_policy({"threshold": next(percent) / 100}, left.pop())
+        return found
+
+    monkeypatch.setattr(PublishedVersions, "on", interrupted)
+    return left
+
+
+def test_a_command_decides_again_where_somebody_else_has_written_meanwhile(
+    cluster: Cluster, models: Callable[..., str], somebody_else: list[ChangeAuthor], tmp_path: Path
+) -> None:
+    cluster.publish(FIRST)
+    (tmp_path / "large.sql").write_text("-- code: large\n-- owner: d\n-- reason: Large.\namount > 900\n")
+    why = ("--by", "dana", "--reason", "A test.")
+    block = ("--kind", "block", "--field", "card_id")
+    for command in (
+        ("models", "policy", "set", "--blend", "0.5"),
+        ("models", "freeze"),
+        ("models", "unfreeze"),
+        ("rules", "apply", str(tmp_path), "--yes"),
+        ("rules", "publish", "large"),
+        ("rules", "activate", "large", "--untested"),
+        ("rules", "retire", "large"),
+        ("lists", "add", "stolen", "c1", "c2", *block),
+        ("lists", "remove", "stolen", "c2"),
+    ):
+        somebody_else.append(ChangeAuthor("pace", "A budget."))
+        cluster.command(*command, *why, code=0)
+        assert not somebody_else, command
+        assert json.loads(models("history", "--limit", "1", "--json"))["by"] == "dana", command
+    somebody_else.append(ChangeAuthor("pace", "A budget."))
+    models("policy", "set", "--threshold", "0.9", reason="By hand.")
+    assert (shown := json.loads(models("policy", "show", "--json")))["threshold"] == 0.9
+    assert shown["blend"] == 0.5
+    somebody_else.append(ChangeAuthor("pace", "A budget."))
+    assert f"with policy {shown['version']}." in models("rollback", reason="Back.", code=0), "behind what came between"
+
+
+def test_a_command_beside_one_that_writes_all_the_time_says_so_in_a_sentence(
+    cluster: Cluster, models: Callable[..., str], somebody_else: list[ChangeAuthor]
+) -> None:
+    cluster.publish(FIRST)
+    models("policy", "set", "--blend", "0.5", reason="A test.")
+    somebody_else += [ChangeAuthor("pace", "A budget.")] * 20
+    control = cluster.settings.topic(CONTROL.name)
+    why = "at the same time, and nothing of this was written: run it again"
+    assert models("rollback", reason="Back.", code=1) == f"Error: somebody else wrote to topic {control} {why}\n"
+    assert len(somebody_else) == 10
 
 
 def test_a_rollback_by_a_person_between_reading_and_writing_of_a_renewal_holds(
