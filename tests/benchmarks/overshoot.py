@@ -1,6 +1,6 @@
-"""How far a flooding rule exceeds its cap: a real broker, several partitions, with and without breaker and bounds.
+"""How far a flooding rule, or a suppression, exceeds its cap: a real broker, several partitions.
 
-One JSON line for each way::
+One JSON line for each way of a rule, with and without breaker and bounds; with ``--suppression`` one of `lists caps`::
 
     FRAUD_PIPELINE_FEATURES_FILE=tests/features.toml python -m tests.benchmarks.overshoot --rate 500 --seconds 15
 """
@@ -11,8 +11,11 @@ import tempfile
 import time
 from collections import Counter
 from contextlib import ExitStack
+from datetime import datetime
 from pathlib import Path
 from typing import Any, Final
+
+import numpy as np
 
 from pipeline.broker import embedded_broker
 from pipeline.models.library import PublishedVersions
@@ -45,9 +48,15 @@ def flood(cluster: Cluster, rate: float, seconds: float) -> int:
     return number
 
 
+_LOADED_S: Final = 20.0
+SUPPRESSION: Final = "suppression"
+SUPPRESSED: Final = 1_000.0
+"""Cap of the suppression, in the base currency."""
+
+
 def measure(broker: str, directory: Path, name: str, rate: float, seconds: float) -> dict[str, Any]:
     """Flood a rule, and count the alerts that it raises."""
-    cap, hit_rate, with_breaker = WAYS[name]
+    cap, hit_rate, with_breaker = WAYS.get(name, (10**9, 1.0, False))
     cluster = Cluster(
         Settings(
             kafka_bootstrap_servers=broker, topic_prefix=f"{name.replace(' ', '-')}-", data_dir=directory / name,
@@ -62,6 +71,9 @@ def measure(broker: str, directory: Path, name: str, rate: float, seconds: float
     )
     cluster.command("rules", "publish", str(file), *WHY, code=0)
     cluster.command("rules", "activate", "flood", "--untested", *WHY, code=0)
+    if name == SUPPRESSION:
+        options = ("--kind", "suppress", "--field", "rule", "--for", "1d", "--cap", f"{SUPPRESSED:.2f}")
+        cluster.command("lists", "add", "quiet", "flood", *options, *WHY, code=0)
     with ExitStack() as stack:
         worker = Worker(cluster.settings, directory / "worker.log")
         stack.callback(worker.end)
@@ -72,9 +84,40 @@ def measure(broker: str, directory: Path, name: str, rate: float, seconds: float
             breaker = Worker(cluster.settings, directory / "breaker.log", ("-m", "pipeline.cli", "breaker"))
             stack.callback(breaker.end)
             breaker.until_it_says("rules that exceed a cap are stopped")
+        if name == SUPPRESSION:
+            caps = Worker(cluster.settings, directory / "caps.log", ("-m", "pipeline.cli", "lists", "caps"))
+            stack.callback(caps.end)
+            # It says nothing before it ends one: give it the time to load the program.
+            time.sleep(_LOADED_S)
         bought = flood(cluster, rate, seconds)
         worker.until(lambda: len(cluster.decisions()) == bought + 1)
-    return {"way": name, "rate": rate, "partitions": PARTITIONS, "cap": cap, "bought": bought, **_figures(cluster, cap)}
+    found = _suppressed(cluster) if name == SUPPRESSION else {"cap": cap, **_figures(cluster, cap)}
+    return {"way": name, "rate": rate, "partitions": PARTITIONS, "bought": bought, **found}
+
+
+def _suppressed(cluster: Cluster) -> dict[str, Any]:
+    """Return what was suppressed beyond the cap, in the base currency and in seconds."""
+    hits = sorted((each for each in cluster.decisions() if each.overruled), key=lambda each: each.decided_at)
+    amounts = np.cumsum([each.amount_base for each in hits])
+    assert hits and amounts[-1] >= SUPPRESSED, "the cap was not reached"
+    reached = hits[int(np.searchsorted(amounts, SUPPRESSED))].decided_at
+    return {
+        "cap": SUPPRESSED,
+        "suppressed": round(float(amounts[-1]), 2),
+        "beyond": round(float(amounts[-1]) - SUPPRESSED, 2),
+        "beyond_hits": sum(each.decided_at > reached for each in hits),
+        "seconds_to_stop": _seconds(reached, _first_step(cluster, "lists caps")),
+        "seconds_beyond": _seconds(reached, hits[-1].decided_at),
+    }
+
+
+def _first_step(cluster: Cluster, by: str) -> datetime | None:
+    history = PublishedVersions.on(cluster.bootstrap, cluster.settings).history
+    return next((activation.activated_at for activation in history.activations if activation.by == by), None)
+
+
+def _seconds(start: datetime, end: datetime | None) -> float | None:
+    return None if end is None else round((end - start).total_seconds(), 3)
 
 
 def _figures(cluster: Cluster, cap: int) -> dict[str, Any]:
@@ -84,12 +127,9 @@ def _figures(cluster: Cluster, cap: int) -> dict[str, Any]:
         "alerts": len(raised),
         "by_partition": sorted(Counter(decision.log.partition for decision in raised).values()),
     }
-    history = PublishedVersions.on(cluster.bootstrap, cluster.settings).history
-    stops = [activation for activation in history.activations if activation.by == "breaker"]
-    if stops and len(raised) > cap:
-        exceeded = raised[cap].decided_at
-        found["seconds_to_stop"] = round((stops[0].activated_at - exceeded).total_seconds(), 3)
-    found["seconds_to_last_alert"] = round((raised[-1].decided_at - raised[0].decided_at).total_seconds(), 3)
+    if (stopped := _first_step(cluster, "breaker")) and len(raised) > cap:
+        found["seconds_to_stop"] = _seconds(raised[cap].decided_at, stopped)
+    found["seconds_to_last_alert"] = _seconds(raised[0].decided_at, raised[-1].decided_at)
     return found
 
 
@@ -98,9 +138,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rate", type=float, default=500.0, help="transactions a second")
     parser.add_argument("--seconds", type=float, default=20.0)
+    parser.add_argument("--suppression", action="store_true", help="measure the cap of a suppression, not of a rule")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as name, embedded_broker(Path(name) / "kafka") as broker:
-        for way in WAYS:
+        for way in (SUPPRESSION,) if given.suppression else WAYS:
             print(json.dumps(measure(broker.bootstrap_servers, Path(name), way, given.rate, given.seconds)), flush=True)
 
 
