@@ -102,7 +102,7 @@ def show(name: str | None, bootstrap: str | None) -> None:
 def add(name: str, values: tuple[str, ...], change: ChangeAuthor, at: Cluster, **given: Any) -> None:
     """Add VALUES to list NAME, which is made where there is none.
 
-    Each entry has the reason of the change. An entry of an allow list expires within 90 days.
+    Each entry has the reason of the change. An entry of an allow list, or a suppression, expires within 90 days.
     """
     rows = [{"value": value} for value in values]
     _add(name, rows, change, at, replacing=False, **given)

@@ -35,7 +35,8 @@ from schemas.times import US_PER_DAY
 
 PROPOSED: Final = "lists proposed"
 """Outcome of the assessment that records a change for a second person."""
-ALLOWED_DAYS: Final = 90
+LONGEST_DAYS: Final = 90
+"""Days within which an entry expires that keeps alerts away."""
 WIDE_SHARE: Final = 0.01
 """Share of a week's traffic above which a change of an allow list needs a second person."""
 _LATEST_US: Final = timestamp_us(datetime(9999, 12, 31, tzinfo=UTC))
@@ -249,8 +250,8 @@ class ListChanges:
         if definition.kind in (ALLOW, SUPPRESS):
             if entry.expires_us is None:
                 raise ModelError(f"entry {value!r} of list {definition.name!r} needs its expiry")
-            if definition.kind == ALLOW and entry.expires_us > entry.added_us + ALLOWED_DAYS * US_PER_DAY:
-                raise ModelError(f"entry {value!r} expires later than {ALLOWED_DAYS} days from now: allow it for less")
+            if entry.expires_us > entry.added_us + LONGEST_DAYS * US_PER_DAY:
+                raise ModelError(f"entry {value!r} expires later than {LONGEST_DAYS} days from now: give it less time")
         if definition.field == RULE and value not in {rule.code for rule in self._published.model_set.rules.rules}:
             raise ModelError(f"the active set has no rule {value!r} to suppress")
         if (definition.kind == SUPPRESS) is not (entry.cap_minor is not None):

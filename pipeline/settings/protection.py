@@ -18,13 +18,13 @@ class ProtectionSettings(BaseModel):
 
     signing_key_file: Path | None = Field(
         default=None,
-        description="Private Ed25519 key (PEM) that signs what is written to `models` and `control`; its owner alone "
-        "may read it. Once set, what is not signed is refused.",
+        description="Private Ed25519 key (PEM) that signs what is written to `models`, `control` and `lists`; its "
+        "owner alone may read it. Once set, what is not signed is refused.",
     )
     trusted_keys: str = Field(
         default="",
         description="Files of public Ed25519 keys (PEM), separated by commas, besides the own one. Where any is set, "
-        "records of `models` and `control` that none of them signed are refused.",
+        "records of `models`, `control` and `lists` that none of them signed are refused.",
     )
     deployment: str = Field(
         default="",
@@ -34,8 +34,8 @@ class ProtectionSettings(BaseModel):
     )
     unsigned_below: dict[str, int] = Field(
         default_factory=dict,
-        description="Offset by topic (`models`, `control`) below which records need no signature, as a JSON object: "
-        "those from before signatures.",
+        description="Offset by topic (`models`, `control`, `lists`) below which records need no signature, as a JSON "
+        "object: those from before signatures.",
     )
     unnamed_below: dict[str, int] = Field(
         default_factory=dict,

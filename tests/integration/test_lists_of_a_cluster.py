@@ -14,21 +14,24 @@ import msgspec
 import numpy as np
 import pandas as pd
 import pytest
+from msgspec.structs import replace
 
 from pipeline.backtest.report import build_report
 from pipeline.decision.lists import ListSet
 from pipeline.models.library import PublishedVersions
 from pipeline.models.list_changes import ListChanges
-from pipeline.models.list_log import ListLog
+from pipeline.models.list_log import ListLog, part_record
 from pipeline.models.publish import ControlWriter
 from pipeline.models.suppressions import keep_caps
+from pipeline.protection.signing import Signer
 from pipeline.protection.tokens import CARD_ID, TokenKeys
-from schemas.messages import Alert, Decision
+from schemas.messages import Alert, Decision, ListChange
 from schemas.topics import ACCEPTED_LABELS, ALERTS, CONTROL, LISTS
 from tests.helpers.backtest_inputs import backtest_of, simulated_days, with_a_champion
 from tests.helpers.champion import policy
 from tests.helpers.logs import after
 from tests.helpers.topics import Cluster, Starter, once
+from tests.unit.protection.test_signing import key_pair
 
 pytestmark = pytest.mark.broker
 
@@ -334,6 +337,75 @@ def test_forgetting_a_card_takes_its_entries_out_of_every_change(
     assert old.truth(test, {"card_id": [token, other]}.__getitem__, np.zeros(2, np.int64)).tolist() == [0, 1]
 
 
+def test_a_suppression_ends_within_90_days_and_one_of_before_goes_on(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cluster.publish()
+    add = ("lists", "add", "quiet", "--kind", "suppress", "--field", "card_id", "--cap", "5.00", *WHY)
+    late = cluster.command(*add, "c1", "--for", "36500d", code=1).output
+    assert late == "Error: entry 'c1' expires later than 90 days from now: give it less time\n"
+    with monkeypatch.context() as before:
+        before.setattr("pipeline.models.list_changes.LONGEST_DAYS", 36_501)
+        cluster.command(*add, "c1", "--for", "36500d", code=0)
+    cluster.command(*add, "c2", "--for", "90d", code=0)
+    cluster.command("lists", "remove", "quiet", "c2", *WHY, code=0)
+    (shown,) = cluster.command("lists", "show", "quiet", code=0).output.splitlines()
+    assert re.match(r"c1  until 21\d\d-", shown)
+
+
+def test_a_change_that_no_trusted_key_signed_leaves_the_lists_as_they_are(
+    cluster: Cluster,
+    start: Starter,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # Of many refused records of a topic, one every few seconds is reported.
+    monkeypatch.setattr("pipeline.kafka.cluster.client_log.REPEAT_S", 0.0)
+    keys = (key_pair(tmp_path, name)[0] for name in ("own", "other"))
+    own, other = (cluster.settings.model_copy(update={"signing_key_file": key, "deployment": "test"}) for key in keys)
+    cluster.settings = own
+    cluster.publish(policy(0.999))
+    block = ("--kind", "block", "--field", "card_id")
+    cluster.command("lists", "add", "stolen", "c1", *block, *WHY, code=0)
+    worker = start(own)
+    bought(cluster, range(7))
+    worker.until(lambda: len(cluster.decisions()) == 7)
+
+    # The content that names the change is signed: what is forged takes the place of a part, as `forget` writes one.
+    (true,) = cluster.read(LISTS)
+    part = msgspec.json.decode(true.value or b"", type=ListChange)
+    forged = part_record(replace(part, entries=[replace(part.entries[0], value="c2")], forgotten=1))
+    signed = Signer.from_settings(other).headers(forged, own.topic(LISTS.name))
+    for headers in ((), signed, true.headers):
+        cluster.write(LISTS, forged.value, forged.key, datetime.now(UTC), headers)
+    cluster.flush()
+    reasons = (
+        "it is not signed",
+        "it is signed by a key that is not among FRAUD_PIPELINE_TRUSTED_KEYS",
+        "its signature is wrong",
+    )
+    shown = cluster.command("lists", "show", "stolen", code=0).output
+    assert ("c1  for ever" in shown, "c2  for ever" in shown) == (True, False)
+    name = own.topic(LISTS.name)
+    for offset, reason in enumerate(reasons, true.offset + 1):
+        line = f"{name} partition 0 offset {offset} is refused: {reason}; only this pipeline's programs may write"
+        assert any(message.startswith(line) for message in caplog.messages), caplog.messages
+
+    version = version_of(cluster.command("lists", "add", "stolen", "c3", *WHY, code=0).output)
+    worker.until_it_says(f"lists version {version} is active")
+    assert f"{name} partition 0 offset {true.offset + 1} is refused: {reasons[0]}" in worker.output
+    bought(cluster, range(7, 14))
+    worker.until(lambda: len(cluster.decisions()) == 14)
+    assert worker.stop() == 0, worker.output
+    later = start(own)
+    bought(cluster, range(14, 21))
+    later.until(lambda: len(cluster.decisions()) == 21)
+    assert later.stop() == 0, later.output
+    listed = {each.transaction_id for each in cluster.decisions() if each.list_hits}
+    assert listed == {"t1", "t8", "t10", "t15", "t17"}, "c1, and c3 once it was added; never c2"
+
+
 def test_allow_entries_end_and_a_second_person_approves_where_one_is_asked_for(cluster: Cluster) -> None:
     cluster.publish()
     allow = ("--kind", "allow", "--field", "merchant_id")
@@ -409,7 +481,7 @@ def test_what_suppressions_hide_is_counted_to_the_cent_and_ends_at_its_cap(
     cluster: Cluster, start: Starter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cluster.publish(policy(ALL))
-    options = ("--kind", "suppress", "--for", "365d", "--cap", "400.00")
+    options = ("--kind", "suppress", "--for", "90d", "--cap", "400.00")
     cluster.command("lists", "add", "quiet", "c1", "c2", "--field", "card_id", *options, *WHY, code=0)
     cluster.command("lists", "add", "calm", "m1", "--field", "merchant_id", *options, *WHY, code=0)
     worker = start(cluster.settings)
