@@ -99,7 +99,7 @@ def _suppressed(cluster: Cluster) -> dict[str, Any]:
     """Return what was suppressed beyond the cap, in the base currency and in seconds."""
     hits = sorted((each for each in cluster.decisions() if each.overruled), key=lambda each: each.decided_at)
     amounts = np.cumsum([each.amount_base for each in hits])
-    assert hits and amounts[-1] >= SUPPRESSED, "the cap was not reached"
+    assert amounts.max(initial=0) >= SUPPRESSED, "the cap was not reached"
     reached = hits[int(np.searchsorted(amounts, SUPPRESSED))].decided_at
     return {
         "cap": SUPPRESSED,
