@@ -217,10 +217,6 @@ class ConfiguredRiverLearner:
         """Be as it was at `save`."""
         self._set(pickle.loads(saved))  # noqa: S301 (never leaves the process)
 
-    def numbers(self) -> bytes | None:
-        """None: a classifier is a Python object, and is kept only under a digest that `models` names."""
-        return None
-
 
 def _bounded_logit(probability: float) -> float:
     if not 0.0 < probability < 1.0:

@@ -157,7 +157,3 @@ class LayerLearner:
     def go_back(self, saved: bytes) -> None:
         """Be as it was at `save`."""
         self.restore(saved)
-
-    def numbers(self) -> bytes | None:
-        """The same as `save`: a layer is numbers."""
-        return self.save()

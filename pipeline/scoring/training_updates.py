@@ -44,10 +44,6 @@ class RiverLearner(Protocol):
         """Be as it was at `save`; raises `ModelError` where that was another learner."""
         ...
 
-    def numbers(self) -> bytes | None:
-        """Return the result of `save` where that is data without code, which may be kept anywhere; else None."""
-        ...
-
 
 class Update(NamedTuple):
     """The training update that an example makes: it undoes one label, learns another, or both."""

@@ -6,10 +6,8 @@ from typing import Final
 
 import msgspec
 
-from pipeline.engine.partition_state.layout import LAYOUT, decode_values
-from pipeline.engine.partition_state.state import LoadedState, StateDump, state_digest
+from pipeline.engine.partition_state.state import state_digest
 from pipeline.engine.records.results import Result
-from pipeline.scoring.errors import ModelError
 from pipeline.scoring.kinds import Scorer
 from pipeline.scoring.payload import payload_digest
 from pipeline.scoring.prequential import Prequential
@@ -27,50 +25,15 @@ RELEARN_AT_MOST: Final = 1_000
 """Examples that a rollback may have to learn again: saving a large classifier before each batch would cost more."""
 
 
-class _LearnValues(msgspec.Struct):
-    layout: int
-    next_offset: int
-    published_offset: int
-    learner: bytes | None
-
-
-_DECODER: Final = msgspec.msgpack.Decoder(_LearnValues)
-
-
 class LearnPartition:
-    """The online model's state: a replay of ``examples``, from a checkpoint or from the start."""
+    """The online model's state: a replay of ``examples``, from a published version or from the start."""
 
-    def __init__(
-        self,
-        learner: RiverLearner,
-        next_offset: int = 0,
-        *,
-        loaded: LoadedState | None = None,
-    ) -> None:
-        """Go on with a learner, or from a dump that was made with one like it.
-
-        Args:
-            learner: Has learned the examples before ``next_offset``; goes back to the dump if there is one.
-            next_offset: Offset in ``examples``; a dump brings its own.
-            loaded: The dump; None: the learner stays as it is.
-
-        Raises:
-            OtherLayout: The dump is of another release.
-            ModelError: ``learner`` cannot go on from the dump (other settings, or a classifier that is kept with its
-                published versions only); start from the published version.
-        """
+    def __init__(self, learner: RiverLearner, next_offset: int = 0) -> None:
+        """Go on with a learner, which has learned the examples before ``next_offset``."""
         self._learner = learner
         self.next_offset = next_offset
         """The first example that has not been learned."""
         self._published_offset = next_offset
-        if loaded is not None:
-            values = decode_values(loaded.values, _DECODER)
-            if values.learner is None:
-                raise ModelError(
-                    "the learner is kept with its published versions only; go on from the published version"
-                )
-            learner.go_back(values.learner)
-            self.next_offset, self._published_offset = values.next_offset, values.published_offset
         self._committed = (self.next_offset, self._published_offset)
         self._saved = learner.save()
         self._since: list[Example] = []
@@ -120,21 +83,10 @@ class LearnPartition:
             self._learner.go_back(self._saved)
             self._learner.learn_examples(self._since)
 
-    def dump(self, *, full: bool = False) -> StateDump:
-        """Copy the committed state."""
-        del full
-        next_offset, published_offset = self._committed
-        learner = self._learner.numbers()
-        values = _LearnValues(LAYOUT, next_offset, published_offset, learner)
-        return StateDump(msgspec.msgpack.encode(values), {})
-
     def digest(self) -> str:
         """Return the digest of the committed state."""
         payload = self._learner.snapshot(self.next_offset).to_payload()
         return state_digest(self.next_offset, self._published_offset, payload)
-
-    def close(self) -> None:
-        """Nothing is held."""
 
 
 def _read(records: Sequence[Record], result: Result) -> list[Example]:

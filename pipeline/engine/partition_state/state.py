@@ -101,7 +101,7 @@ class StoreBacked(Generic[S]):
 
 
 class PartitionState(Protocol):
-    """The state of one partition, as the agents keep it; every kernel's partition is one."""
+    """The state of one partition, as the agents keep it."""
 
     def commit(self) -> None:
         """The batch is committed."""

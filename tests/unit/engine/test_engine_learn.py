@@ -5,10 +5,7 @@ import numpy as np
 import pytest
 
 from pipeline.engine.feedback.learn import LearnPartition, model_record
-from pipeline.engine.partition_state.layout import OtherLayout
-from pipeline.engine.partition_state.state import LoadedState
 from pipeline.features.catalogue import FEATURES
-from pipeline.scoring.errors import ModelError
 from pipeline.scoring.payload import payload_digest
 from pipeline.scoring.river_factory import new_learner, resume_learner
 from schemas.messages import ModelVersion
@@ -156,15 +153,6 @@ def test_an_undo_costs_no_more_than_the_examples_since_the_last_save(monkeypatch
         state.rollback()
     once.learn(records)
     assert state.publish().to_payload() == once.publish().to_payload()
-
-
-def test_a_dump_without_numbers_is_refused() -> None:
-    classifier = "river.naive_bayes.BernoulliNB"
-    state = LearnPartition(new_learner(classifier))
-    with pytest.raises(ModelError, match="published versions only"):
-        LearnPartition(new_learner(classifier), loaded=LoadedState(state.dump().values, {}))
-    with pytest.raises(OtherLayout, match="replayed from the log"):
-        LearnPartition(new_learner(), loaded=LoadedState(b"\xc1", {}))
 
 
 def test_a_configured_classifier_is_taken_back_too() -> None:
