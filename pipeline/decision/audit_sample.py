@@ -1,6 +1,7 @@
 """The audit slice of a policy: which transactions are looked at although neither score nor rule asks for it."""
 
 import hashlib
+import math
 from collections.abc import Mapping
 from typing import Final
 
@@ -8,12 +9,20 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.decision.comparisons import check_comparison, compared
+from pipeline.features.catalogue import FEATURES
 from pipeline.scoring.errors import ModelError
 
 MOST_STRATA: Final = 20
 LONGEST_KEY_ID: Final = 100
 """Characters."""
+_COMPARISONS: Final = {
+    ">": np.greater,
+    ">=": np.greater_equal,
+    "<": np.less,
+    "<=": np.less_equal,
+    "==": np.equal,
+    "!=": np.not_equal,
+}
 
 
 class Stratum(msgspec.Struct, frozen=True, kw_only=True):
@@ -52,7 +61,9 @@ class Audit(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         """Return the probability of being audited; shape (n,) for features of shape (n, len(FEATURES))."""
         found = np.full(len(features), self.rate)
         for stratum in self.strata:
-            inside = compared(features, stratum.feature, stratum.op, stratum.value)
+            column = features[:, FEATURES.index(stratum.feature)]
+            # A missing value is in no stratum.
+            inside = _COMPARISONS[stratum.op](column, stratum.value) & ~np.isnan(column)
             found[inside] = np.maximum(found[inside], stratum.rate)
         return found
 
@@ -92,6 +103,11 @@ def check_audit(audit: Audit) -> None:
     if audit.key_id is not None and not 0 < len(audit.key_id) <= LONGEST_KEY_ID:
         raise ModelError(f"an audit's key_id has 1 to {LONGEST_KEY_ID} characters")
     for stratum in audit.strata:
-        check_comparison("an audit's stratum", stratum.feature, stratum.op, stratum.value)
+        if stratum.feature not in FEATURES:
+            raise ModelError(f"an audit's stratum names {stratum.feature!r}, which is no feature; see docs/features.md")
+        if stratum.op not in _COMPARISONS:
+            raise ModelError(f"an audit's stratum compares with {stratum.op!r}; use one of {', '.join(_COMPARISONS)}")
+        if not math.isfinite(stratum.value):
+            raise ModelError(f"an audit's stratum compares with {stratum.value}, which is no number")
         if not 0.0 <= stratum.rate <= 1.0:
             raise ModelError(f"the rate of an audit's stratum must be between 0 and 1, not {stratum.rate}")
