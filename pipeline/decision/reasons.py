@@ -48,27 +48,22 @@ class ScoringModels(Protocol):
     @property
     def lightgbm(self) -> LightGBMModel:
         """The champion."""
-        ...
 
     @property
     def beside(self) -> Mapping[str, Scorer]:
         """The models that are scored beside it, by kind, in the order of `BESIDE`."""
-        ...
 
     @property
     def policy(self) -> Policy:
         """The policy that selected them."""
-        ...
 
     @property
     def evaluated_rules(self) -> RuleSet:
         """The rules that were evaluated."""
-        ...
 
     @property
     def lists(self) -> ListSet:
         """The lists that decided."""
-        ...
 
 
 def explain(

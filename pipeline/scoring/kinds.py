@@ -22,19 +22,15 @@ class Scorer(Protocol):
 
         For River: ``<first digits of the configuration's digest>@<offset in examples>``.
         """
-        ...
 
     def logit(self, features: NDArray[np.float64], base_logit: NDArray[np.float64]) -> NDArray[np.float64]:
         """Log-odds, shape (n,), of features of shape (n, len(FEATURES)) and LightGBM's log-odds (n,)."""
-        ...
 
     def evidence(self, features: NDArray[np.float64], base_logit: NDArray[np.float64]) -> list[str]:
         """For each row, what it saw that raised its log-odds most, in words; empty where nothing did."""
-        ...
 
     def to_payload(self) -> bytes:
         """The model as one JSON object, without code."""
-        ...
 
 
 class ScoreReason(NamedTuple):

@@ -26,23 +26,18 @@ class RiverLearner(Protocol):
     @property
     def sources(self) -> Sequence[str]:
         """The features that it reads of an example."""
-        ...
 
     def learn_examples(self, examples: Iterable[Example]) -> Mapping[str, int]:
         """Learn examples in order; counts by what became of them (fields of `UpdateCounts`)."""
-        ...
 
     def snapshot(self, examples_offset: int) -> Scorer:
         """An immutable scorer of what has been learned; ``examples_offset`` becomes part of its version."""
-        ...
 
     def save(self) -> bytes:
         """All that it has learned, for `go_back` in this process; it may hold code."""
-        ...
 
     def go_back(self, saved: bytes) -> None:
         """Be as it was at `save`; raises `ModelError` where that was another learner."""
-        ...
 
 
 class Update(NamedTuple):
