@@ -210,9 +210,7 @@ class Policy:
     @classmethod
     def from_payload(cls, payload: bytes) -> "Policy":
         """Read a policy; raises `ModelError` when it is damaged or makes no sense."""
-        content = decode_payload(payload, _PAYLOAD, "a policy")
-        if content.kind != POLICY_KIND:
-            raise ModelError(f"the payload is a {content.kind!r}, not a policy; look at what was published")
+        content = decode_payload(payload, _PAYLOAD, "a policy", POLICY_KIND)
         policy = cls.__new__(cls)
         policy._load(content, bytes(payload))
         return policy

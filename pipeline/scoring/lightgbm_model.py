@@ -216,9 +216,7 @@ class LightGBMModel:
     @classmethod
     def from_payload(cls, payload: bytes) -> "LightGBMModel":
         """Read a version; raises `ModelError` when it does not fit this kernel or is damaged."""
-        content = decode_payload(payload, _PAYLOAD, "a LightGBM version")
-        if content.kind != LIGHTGBM_KIND:
-            raise ModelError(f"the payload is a {content.kind!r}, not a LightGBM version; look at what was published")
+        content = decode_payload(payload, _PAYLOAD, "a LightGBM version", LIGHTGBM_KIND)
         model = cls.__new__(cls)
         # The bytes as they came: encoding again could change the digest that others know this version by.
         model._load(content, bytes(payload))

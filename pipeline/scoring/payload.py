@@ -32,7 +32,7 @@ def encode_payload(content: msgspec.Struct) -> bytes:
     return msgspec.json.encode(content, order="deterministic")
 
 
-def decode_payload(payload: bytes, decoder: msgspec.json.Decoder[T], what: str) -> T:
+def decode_payload(payload: bytes, decoder: msgspec.json.Decoder[T], what: str, kind: str | None = None) -> T:
     """Decode a payload.
 
     Args:
@@ -40,6 +40,7 @@ def decode_payload(payload: bytes, decoder: msgspec.json.Decoder[T], what: str) 
         decoder: One that its module has made: where several threads come upon a type for the first time, msgspec can
             crash.
         what: What the payload should be, for the error.
+        kind: The ``kind`` that it must name; None: it need not name one.
 
     Raises:
         ModelError: The payload is not ``what``, or not JSON that every reader can read: UTF-8, in what msgspec skips
@@ -49,9 +50,12 @@ def decode_payload(payload: bytes, decoder: msgspec.json.Decoder[T], what: str) 
         payload.decode()
         if is_too_deep(payload):
             raise _unreadable(what, f"it is nested more than {MAX_NESTING} deep")
-        return decoder.decode(payload)
+        content = decoder.decode(payload)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise _unreadable(what, str(error)) from error
+    if kind is not None and (found := getattr(content, "kind", None)) != kind:
+        raise ModelError(f"the payload is a {found!r}, not {what}; look at what was published")
+    return content
 
 
 def check_metadata(metadata: dict[str, Any]) -> None:

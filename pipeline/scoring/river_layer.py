@@ -196,9 +196,7 @@ class RiverLayer:
     @classmethod
     def from_payload(cls, payload: bytes) -> "RiverLayer":
         """Read a layer; raises `ModelError` when it is damaged or of other inputs."""
-        content = decode_payload(payload, _PAYLOAD, "a River layer")
-        if content.kind != LAYER_KIND:
-            raise ModelError(f"the payload is a {content.kind!r}, not a River layer; look at what was published")
+        content = decode_payload(payload, _PAYLOAD, "a River layer", LAYER_KIND)
         return cls(
             content.config, content.weights, content.intercept, content.scale, content.examples_offset, content.updates
         )
