@@ -89,7 +89,7 @@ class Decisions:
             hits = rule_hits(
                 models.evaluated_rules, self.features, self.logits, self.score, self.transactions, models.lists, texts
             )
-        selected = _selected(models, self.score, self.features, self.transactions, hits, texts)
+        selected = _selected(models, self.logits, self.score, self.features, self.transactions, hits, texts)
         return replace(self, models=models, **selected._asdict())
 
     def take(self, rows: NDArray[np.intp] | NDArray[np.bool_]) -> "Decisions":
@@ -204,13 +204,6 @@ class PolicyResult(NamedTuple):
     hits: NDArray[np.object_]
 
 
-class _Selected(NamedTuple):
-    selection: NDArray[np.int8]
-    selection_probability: NDArray[np.float64]
-    listed: NDArray[np.object_]
-    hits: NDArray[np.object_]
-
-
 def decided(
     models: ActiveModels, features: NDArray[np.float64], about: Subjects | Transactions, bound: Bound | None = None
 ) -> PolicyResult:
@@ -227,7 +220,7 @@ def decided(
     score = blend(logits, models.policy.model_weights)
     texts = _texts_read(models, about)
     hits = rule_hits(models.evaluated_rules, features, logits, score, about, models.lists, texts)
-    return PolicyResult(logits, score, *_selected(models, score, features, about, hits, texts, bound))
+    return _selected(models, logits, score, features, about, hits, texts, bound)
 
 
 def _texts_read(models: ActiveModels, about: Subjects | Transactions) -> Texts:
@@ -283,13 +276,14 @@ def log_odds(models: ActiveModels, features: NDArray[np.float64]) -> NDArray[np.
 
 def _selected(
     models: ActiveModels,
+    logits: NDArray[np.float64],
     score: NDArray[np.float64],
     features: NDArray[np.float64],
     about: Subjects | Transactions,
     hits: NDArray[np.object_],
     texts: Texts,
     bound: Bound | None = None,
-) -> _Selected:
+) -> PolicyResult:
     """Let lists and the policy decide: block lists, suppressions, allow lists, rules and score, in this order.
 
     Caps count what lists leave: the alerts that rules raise.
@@ -311,7 +305,7 @@ def _selected(
     selection = np.full(len(score), -1, np.int8)
     for row in np.flatnonzero(decided.alert).tolist():
         selection[row] = SELECTIONS.index(decided.selection[row])
-    return _Selected(selection, decided.selection_probability, outcome.listed, hits)
+    return PolicyResult(logits, score, selection, decided.selection_probability, outcome.listed, hits)
 
 
 def _same(text: str, n: int) -> pa.Array:
