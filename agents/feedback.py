@@ -7,7 +7,7 @@ from agents.partitions import STORE, Environment, KernelPartitions, StateLocatio
 from pipeline.engine.feedback.feedback import FeedbackPartition
 from pipeline.engine.partition_state.state import LoadedState
 from pipeline.engine.records.results import Result, merged
-from pipeline.settings.kernel_options import feedback_options
+from pipeline.settings.kernel_options import feedback_config
 from pipeline.state.segments import FileSegments
 from pipeline.state.store import RocksStore
 from schemas.messages import FeedbackConfig, ProcessingConfig
@@ -21,8 +21,7 @@ class FeedbackPartitions(KernelPartitions[FeedbackPartition]):
 
     def __init__(self, environment: Environment) -> None:
         super().__init__(environment)
-        self._options = feedback_options(environment.settings, environment.settings.topic_prefix)
-        self.config = self._options.config
+        self.config = self._config = feedback_config(environment.settings)
         self._segments: dict[int, FileSegments] = {}
 
     def new(self, partition: int, location: StateLocation, loaded: LoadedState | None) -> FeedbackPartition:
@@ -34,7 +33,9 @@ class FeedbackPartitions(KernelPartitions[FeedbackPartition]):
             loaded: State of a snapshot to start from; None: it begins from nothing.
         """
         self._segments[partition] = segments = FileSegments(location.directory / "segments", location.directory / STORE)
-        return FeedbackPartition(self._options, location.store, loaded, segments)
+        return FeedbackPartition(
+            self._config, location.store, loaded, segments, self._environment.settings.topic_prefix
+        )
 
     def forget(self, partition: int) -> None:
         """Drop a partition's state."""

@@ -34,7 +34,7 @@ from pipeline.learning.label_sources import ANY_SOURCE
 from pipeline.scoring.lightgbm_model import LightGBMModel
 from pipeline.scoring.river_factory import first_river, new_learner
 from pipeline.settings import Settings
-from pipeline.settings.kernel_options import card_options, feedback_options, label_options
+from pipeline.settings.kernel_options import card_options, feedback_config, label_options
 from pipeline.state.segments import FileSegments
 from schemas.messages import Label, Transaction
 from schemas.money import RateTable
@@ -87,7 +87,7 @@ def prepare_kernels(settings: Settings, rates: RateTable, directory: Path, agent
         return
     features = _written((output for result in results for output in result.outputs), DECISION_FEATURES)
     segments = FileSegments(directory, sealed_bytes=1)
-    feedback = FeedbackPartition(feedback_options(settings), MemoryStore(), None, segments)
+    feedback = FeedbackPartition(feedback_config(settings), MemoryStore(), None, segments)
     # The label finds its decision in a sealed segment.
     joined = Result()
     for batch in (features, accepted):

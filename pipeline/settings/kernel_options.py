@@ -1,10 +1,10 @@
 """Options of the kernels, made from the settings: the same for live agents and backtests."""
 
 from pipeline.engine.cards.card_options import CardOptions
-from pipeline.engine.feedback.feedback import FeedbackOptions
 from pipeline.engine.records.accepted_labels import LabelOptions
 from pipeline.settings import Settings
 from schemas.mapping import FieldMapping, Mapper
+from schemas.messages import FeedbackConfig
 from schemas.money import RateTable
 from schemas.times import US_PER_DAY, US_PER_SECOND
 
@@ -44,12 +44,11 @@ def card_options(
     )
 
 
-def feedback_options(settings: Settings, topic_prefix: str = "") -> FeedbackOptions:
-    """Return the options of the feedback kernel; ``topic_prefix`` as of `card_options`."""
-    return FeedbackOptions(
-        label_grace_us=round(settings.label_grace_days * US_PER_DAY),
+def feedback_config(settings: Settings) -> FeedbackConfig:
+    """Return the processing config of the feedback kernel."""
+    return FeedbackConfig(
+        label_horizon_us=round(settings.label_grace_days * US_PER_DAY),
         maturity_us=round(settings.maturity_days * US_PER_DAY),
         negative_sample_rate=settings.negative_sample_rate,
-        topic_prefix=topic_prefix,
         reported_share=settings.reported_share,
     )

@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from pipeline.engine.cards.card_options import CardOptions
-from pipeline.engine.feedback.feedback import FeedbackOptions
 from pipeline.engine.scores.active_models import ActiveModels
 from pipeline.settings import Settings
-from pipeline.settings.kernel_options import card_options, feedback_options
+from pipeline.settings.kernel_options import card_options, feedback_config
 from pipeline.settings.rate_table import load_rates
+from schemas.messages import FeedbackConfig
 from tests.benchmarks.forests import BUILD, LEAVES, TREES, champion
 from tests.benchmarks.traffic import LABELLED, Traffic
 
@@ -88,10 +88,10 @@ def stages_row(seconds: Mapping[str, float], transactions: int) -> dict[str, flo
     return {name: round(1e6 * s / max(1, transactions), 2) for name, s in seconds.items()}
 
 
-def default_options(partitions: int) -> tuple[CardOptions, FeedbackOptions]:
+def default_options(partitions: int) -> tuple[CardOptions, FeedbackConfig]:
     """Return the kernels' options under default settings."""
     settings = Settings()
-    return card_options(settings, load_rates(settings), partitions), feedback_options(settings)
+    return card_options(settings, load_rates(settings), partitions), feedback_config(settings)
 
 
 @contextmanager

@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 import msgspec
 import pytest
 
-from pipeline.engine.feedback.feedback import FeedbackOptions, FeedbackPartition
+from pipeline.engine.feedback.feedback import FeedbackPartition
 from pipeline.engine.partition_state.state import MemoryStore
 from pipeline.engine.records.accepted_labels import read_accepted
 from pipeline.engine.records.results import Result
@@ -22,7 +22,7 @@ from pipeline.kafka.session.quarantine import decode_control
 from pipeline.models.contents import sound_versions
 from pipeline.settings import Settings
 from schemas.errors import UNREADABLE
-from schemas.messages import Example
+from schemas.messages import Example, FeedbackConfig
 from schemas.records import Record
 from schemas.topics import DEAD_LETTERS
 from tests.chaos.arithmetic import DAY_US
@@ -61,7 +61,7 @@ def test_the_pipeline_believes_no_garbage(garbage: Garbage) -> None:
     elif garbage.topic == "accepted-labels":
         assert len(read_accepted([Record(garbage.topic, 0, 0, 0, garbage.key, garbage.value)], "").refused) == 1
     elif garbage.topic == "features":
-        options = FeedbackOptions(DAY_US, DAY_US, 0.5)
+        options = FeedbackConfig(label_horizon_us=DAY_US, maturity_us=DAY_US, negative_sample_rate=0.5)
         state = FeedbackPartition(options, MemoryStore())
         result = state.process([Record("features", 0, 0, 0, garbage.key, garbage.value)], datetime.now(UTC))
         assert result.counts["dead_letter", "unreadable"] == 1

@@ -53,7 +53,6 @@ def main() -> None:
     del os.environ["FRAUD_PIPELINE_FEATURES_FILE"]
     from pipeline.backtest import file_tables, replay
     from pipeline.engine.cards.card_options import CardOptions
-    from pipeline.engine.feedback.feedback import FeedbackOptions
     from pipeline.engine.scores.active_models import ActiveModels
     from pipeline.features.catalogue import CARD_FEATURES, DEFAULT_FEATURES, FEATURES
     from pipeline.history.files import resolve_mapping
@@ -67,6 +66,7 @@ def main() -> None:
     from pipeline.training.cohorts import split_cohorts
     from pipeline.training.fit import TrainingConfig, train
     from schemas.codec import encode
+    from schemas.messages import FeedbackConfig
     from schemas.topics import TRANSACTIONS
     from tests.contract.records import RATES
     from tests.helpers.backtest_inputs import backtest_of
@@ -87,7 +87,9 @@ def main() -> None:
         trained = train(data, split, alerts_per_day=20.0, config=TrainingConfig(trees=60, early_stopping_rounds=0))
         models = ActiveModels(trained.model, first_river(), trained.policy)
         card = CardOptions(RATES, 300_000_000, 60 * DAY, 60 * DAY, 1)
-        live = Live(models, card, FeedbackOptions(60 * DAY, 30 * DAY, 1.0))
+        live = Live(
+            models, card, FeedbackConfig(label_horizon_us=60 * DAY, maturity_us=30 * DAY, negative_sample_rate=1.0)
+        )
         values, messages, times_us = [], [], event_times_us(frame)
         for message, time_us in zip(transaction_messages(frame, times_us), times_us.tolist(), strict=True):
             # An export keeps the bytes of a record that has more than the contract.

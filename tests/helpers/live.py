@@ -10,7 +10,7 @@ import msgspec
 
 from pipeline.engine.cards.card_options import CardOptions
 from pipeline.engine.cards.card_partition import CardPartition
-from pipeline.engine.feedback.feedback import FeedbackOptions, FeedbackPartition
+from pipeline.engine.feedback.feedback import FeedbackPartition
 from pipeline.engine.feedback.learn import LearnPartition
 from pipeline.engine.partition_state.state import MemoryStore
 from pipeline.engine.records.accepted_labels import LabelOptions, accept
@@ -22,7 +22,7 @@ from pipeline.engine.scores.score import ScorePartition
 from pipeline.scoring.river_factory import new_learner
 from schemas.codec import decode_transaction
 from schemas.errors import InvalidMessage
-from schemas.messages import Alert, Decision, Example
+from schemas.messages import Alert, Decision, Example, FeedbackConfig
 from schemas.records import Output, Record
 from schemas.topics import (
     ACCEPTED_LABELS,
@@ -44,7 +44,7 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 class Live:
     """What came of the records so far."""
 
-    def __init__(self, models: ActiveModels, card: CardOptions, feedback: FeedbackOptions | None = None) -> None:
+    def __init__(self, models: ActiveModels, card: CardOptions, feedback: FeedbackConfig | None = None) -> None:
         numbers = range(card.partitions)
         card = card._replace(merchant_partitions=card.partitions)
         self._options = card

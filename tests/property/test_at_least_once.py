@@ -17,7 +17,7 @@ import pytest
 from pipeline.engine.cards.card_batch import process_together
 from pipeline.engine.cards.card_partition import CardPartition
 from pipeline.engine.encoding import block_writing
-from pipeline.engine.feedback.feedback import FeedbackOptions, FeedbackPartition
+from pipeline.engine.feedback.feedback import FeedbackPartition
 from pipeline.engine.partition_state.decision_segments import MemorySegments
 from pipeline.engine.partition_state.state import MemoryStore
 from pipeline.engine.records.partitioner import partition_of
@@ -27,7 +27,7 @@ from pipeline.engine.scores.decider import Decider
 from pipeline.engine.scores.decision_records import read_feature_messages, unpack_record
 from pipeline.engine.scores.deduplication import ReadInput, ReadInputs
 from pipeline.engine.scores.score import ScorePartition
-from schemas.messages import DecisionFeatures, Example, ProfiledTransaction
+from schemas.messages import DecisionFeatures, Example, FeedbackConfig, ProfiledTransaction
 from schemas.records import Output, Record
 from schemas.times import US_PER_DAY
 from schemas.topics import DECISION_FEATURES, EXAMPLES, PROFILED, TRANSACTIONS
@@ -50,8 +50,8 @@ MERCHANT_PARTITIONS = 3
 NOW = after(900)
 MATURITY_DAYS = 5
 MODELS = [active(threshold=threshold) for threshold in (0.3, 0.6, 0.9)]
-FEEDBACK = FeedbackOptions(
-    label_grace_us=200 * US_PER_DAY, maturity_us=MATURITY_DAYS * US_PER_DAY, negative_sample_rate=1.0
+FEEDBACK = FeedbackConfig(
+    label_horizon_us=200 * US_PER_DAY, maturity_us=MATURITY_DAYS * US_PER_DAY, negative_sample_rate=1.0
 )
 PRESUMED = "presumed_legitimate"
 TAKEN_OVER = ("merchant_id", "event_time", "amount_base", "score", "logit", "river_logit", "versions", "log")

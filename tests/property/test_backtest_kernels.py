@@ -3,7 +3,7 @@
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from pipeline.engine.feedback.feedback import FeedbackOptions
+from schemas.messages import FeedbackConfig
 from tests.helpers.histories import DAY, HOUR, busy_history
 from tests.unit.backtest.test_backtest import assert_taught, options
 
@@ -30,5 +30,5 @@ def test_it_is_what_the_live_kernels_do(
     every_us: int,
 ) -> None:  # fmt: skip
     history, card = busy_history(seed, size), options(partitions, dedup, label)
-    feedback = FeedbackOptions(label, maturity, rate)
+    feedback = FeedbackConfig(label_horizon_us=label, maturity_us=maturity, negative_sample_rate=rate)
     assert_taught(history, card, feedback, every_us, rows)

@@ -12,12 +12,13 @@ import numpy as np
 import pytest
 
 from pipeline.engine.cards.card_partition import CardPartition
-from pipeline.engine.feedback.feedback import FeedbackOptions, FeedbackPartition
+from pipeline.engine.feedback.feedback import FeedbackPartition
 from pipeline.engine.partition_state.state import MemoryStore
 from pipeline.engine.records.accepted_labels import accept
 from pipeline.engine.records.forwarding import forward
 from pipeline.engine.scores.decider import Decider
 from pipeline.engine.scores.score import ScorePartition
+from schemas.messages import FeedbackConfig
 from schemas.records import Record
 from schemas.times import US_PER_DAY
 from schemas.topics import DEAD_LETTERS, DECISION_FEATURES, EXAMPLES, PROFILED, REROUTED
@@ -30,7 +31,7 @@ SOURCES, MERCHANTS = 3, ("m1", "m2", "m3", "m4", "m5", "m6")
 DAYS = 90
 LAGS = (0.0, 3.0, 9.0, 16.0)
 HORIZON_US = 200 * US_PER_DAY
-FEEDBACK = FeedbackOptions(HORIZON_US, 190 * US_PER_DAY, 1e-9)
+FEEDBACK = FeedbackConfig(label_horizon_us=HORIZON_US, maturity_us=190 * US_PER_DAY, negative_sample_rate=1e-9)
 GRACE, LATE, SPAN = timedelta(days=7), timedelta(hours=1), timedelta(days=35)
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from pipeline.engine.cards.card_options import CardOptions
 from pipeline.engine.cards.card_partition import CardPartition
-from pipeline.engine.feedback.feedback import FeedbackOptions, FeedbackPartition
+from pipeline.engine.feedback.feedback import FeedbackPartition
 from pipeline.engine.records.results import Result
 from pipeline.engine.scores.block_messages import read_messages
 from pipeline.engine.scores.decision_records import read_feature_messages
@@ -128,18 +128,23 @@ def feedback_batches(random: np.random.Generator) -> Batches:
     return cut([record for _, record in happenings(random, 300)], random)
 
 
-def feedback_config(random: np.random.Generator) -> FeedbackOptions:
-    return FeedbackOptions(
-        label_grace_us=int(random.choice(HORIZONS_DAYS)) * US_PER_DAY,
+def feedback_config(random: np.random.Generator) -> FeedbackConfig:
+    return FeedbackConfig(
+        label_horizon_us=int(random.choice(HORIZONS_DAYS)) * US_PER_DAY,
         maturity_us=int(random.choice(HORIZONS_DAYS)) * US_PER_DAY,
         negative_sample_rate=float(random.choice([0.1, 0.3, 1.0])),
         reported_share=float(random.choice([0.5, 0.8, 1.0])),
     )
 
 
-def feedback_under(_: FeedbackOptions, config: ProcessingConfig) -> FeedbackConfig:
+def feedback_under(_: FeedbackConfig, config: ProcessingConfig) -> FeedbackConfig:
     assert isinstance(config, FeedbackConfig)
     return config
+
+
+def config_of(options: Options) -> Any:
+    """What a marker states of a worker's options."""
+    return options if isinstance(options, FeedbackConfig) else options.config
 
 
 AGENTS = {
@@ -176,7 +181,7 @@ def live(agent: Agent, seed: int) -> Lived:
             run.kernel = agent.kernel(options)
             run = run.loaded_again(full=True)
         run.commit(batch)
-        recorded.append((batch, encode(Progress(agent="any", starts={}, ends={}, config=options.config))))
+        recorded.append((batch, encode(Progress(agent="any", starts={}, ends={}, config=config_of(options)))))
     return Lived(run, recorded, batches[most:])
 
 
@@ -221,7 +226,7 @@ def test_a_replay_by_the_rules_of_today_would_show(name: str) -> None:
     agent = AGENTS[name]
     lived = live(agent, 0)
     todays = [agent.random_options(np.random.default_rng(seed)) for seed in range(1_000, 1_006)]
-    fields = [field for field in type(todays[0].config).__struct_fields__ if not field.endswith("_version")]
+    fields = [field for field in type(config_of(todays[0])).__struct_fields__ if not field.endswith("_version")]
     for field in ("all", *fields):
         assert any(shows(agent, lived, today, field) for today in todays), field
 
@@ -231,7 +236,7 @@ def shows(agent: Agent, lived: Lived, today: Any, field: str) -> bool:
     overlooked = []
     for batch, marker in lived.recorded:
         progress = msgspec.json.decode(marker, type=Progress)
-        config = None if field == "all" else without(progress.config, field, today.config)
+        config = None if field == "all" else without(progress.config, field, config_of(today))
         overlooked.append((batch, encode(msgspec.structs.replace(progress, config=config))))
     wrong = replayed(agent, lived._replace(recorded=overlooked), today)
     return wrong.store.items() != lived.run.store.items()
@@ -279,15 +284,13 @@ def test_what_was_forgotten_stays_forgotten_when_the_horizon_is_lengthened() -> 
 def test_no_decision_is_filed_behind_what_was_deleted() -> None:
     """It would stay there for ever."""
     agent = AGENTS["feedback"]
-    short = feedback_config(np.random.default_rng(0))._replace(
-        label_grace_us=US_PER_DAY, maturity_us=US_PER_DAY, negative_sample_rate=1.0
-    )
-    long = short._replace(label_grace_us=60 * US_PER_DAY)
+    short = FeedbackConfig(label_horizon_us=US_PER_DAY, maturity_us=US_PER_DAY, negative_sample_rate=1.0)
+    long = msgspec.structs.replace(short, label_horizon_us=60 * US_PER_DAY)
     decisions = [record for _, record in happenings(np.random.default_rng(1), 200) if record.topic == "features"]
     late, *others = decisions
     run = Run(agent.kernel(short))
     for record in others:
-        work(run, [record], short.config)
-    work(run, [late], long.config)
+        work(run, [record], short)
+    work(run, [late], long)
     digests = [transaction_digest(row.card_id, row.transaction_id) for row in read_feature_messages(late.value)]
     assert run.state._segments.find(digests) == {}

@@ -13,7 +13,7 @@ from pipeline.engine.cards.card_join import CardJoin
 from pipeline.engine.cards.card_partition import CardPartition
 from pipeline.engine.cards.transaction_index import StoreIndex
 from pipeline.engine.feedback.decision_store import DecisionStore
-from pipeline.engine.feedback.feedback import FeedbackOptions, FeedbackPartition
+from pipeline.engine.feedback.feedback import FeedbackPartition
 from pipeline.engine.feedback.feedback_kernel import FeedbackKernel
 from pipeline.engine.feedback.learn import LearnPartition
 from pipeline.engine.partition_state.decision_segments import MemorySegments
@@ -31,6 +31,7 @@ from pipeline.scoring.river_factory import new_learner
 from pipeline.scoring.river_learner import LayerLearner
 from pipeline.state.segments import FileSegments
 from pipeline.state.store import MINIMUM_BYTES, RocksStore, StoreMemory
+from schemas.messages import FeedbackConfig
 from schemas.records import Output, Record
 from schemas.times import US_PER_DAY
 from schemas.topics import DECISION_FEATURES, EXAMPLES, PROFILED, REROUTED
@@ -100,11 +101,7 @@ def cut(records: Sequence[Record], random: np.random.Generator) -> Batches:
     return [list(records[first:end]) for first, end in pairwise(cuts)]
 
 
-FEEDBACK = FeedbackOptions(
-    label_grace_us=20 * US_PER_DAY,
-    maturity_us=15 * US_PER_DAY,
-    negative_sample_rate=0.5,
-)
+FEEDBACK = FeedbackConfig(label_horizon_us=20 * US_PER_DAY, maturity_us=15 * US_PER_DAY, negative_sample_rate=0.5)
 
 
 def learn(state: LearnPartition, records: Sequence[Record]) -> Result:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from pipeline.backtest.input.order import Chunk
 from pipeline.decision.online_gate import BothScores, Gate, Identity
 from pipeline.engine.feedback.decision_store import DecisionStore
-from pipeline.engine.feedback.feedback import FeedbackOptions, example
+from pipeline.engine.feedback.feedback import example
 from pipeline.engine.feedback.feedback_kernel import (
     DecidedBatch,
     Emitted,
@@ -91,7 +91,7 @@ class ColumnSegments(MemorySegments):
 class Learning(NamedTuple):
     """The options of the online model's training in a backtest."""
 
-    options: FeedbackOptions
+    config: FeedbackConfig
     publish_every_us: int
     """A version is published, and scores from then on, whenever event time passes a multiple of this since 1970."""
     learner: RiverLearner | None = None
@@ -156,7 +156,7 @@ class OnlineTrainer:
     def __init__(self, models: ActiveModels, learning: Learning, partitions: int) -> None:
         self.river = models.river
         """The scorer: the version that was published last."""
-        self._options = learning.options
+        self._config = learning.config
         self._learner, self._prequential = learning.learner or new_learner(), learning.prequential
         self._columns = [FEATURES.index(name) for name in self._learner.sources]
         self._feedback = [_Partition.empty() for _ in range(partitions)]
@@ -201,7 +201,7 @@ class OnlineTrainer:
             )
             chosen = np.flatnonzero(label_partition == number)
             joined = JoinedRows.from_labels(chunk.labels.take(chosen), chunk.label_position[chosen].tolist())
-            found += partition.process(self._options.config, columns, decided, joined, decisions.feedback)
+            found += partition.process(self._config, columns, decided, joined, decisions.feedback)
         if found:
             # Of several partitions; what one record gives stays in its order.
             found.sort(key=lambda row: row[0].position)

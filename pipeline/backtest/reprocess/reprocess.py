@@ -206,7 +206,7 @@ def run_name(
         order=request.order.value,
         models=None if candidate is None else msgspec.structs.asdict(candidate.models.versions(options.rates.version)),
         learning_every_us=None if learning is None else learning.publish_every_us,
-        learning=None if learning is None else learning.options.config,
+        learning=None if learning is None else learning.config,
         card=options.config,
         gate=learning.gate if learning is not None and learning.gate else msgspec.UNSET,
         label_sources=request.settings.label_topics,

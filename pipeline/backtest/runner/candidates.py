@@ -154,7 +154,7 @@ def _learning(request: Request, library: ModelLibrary, models: ActiveModels) -> 
     if every_us is None:
         return None
     return Learning(
-        request.feedback_options(),
+        request.feedback_config(),
         every_us,
         *library.learner(models),
         prequential=Prequential(MOST_EXAMPLES),

@@ -8,6 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Final
 
+import msgspec
 from msgspec import Meta
 
 from pipeline.backtest.input.acceptance import Acceptance
@@ -23,7 +24,6 @@ from pipeline.backtest.runner.thresholds import parsed_thresholds
 from pipeline.backtest.training.rows import TrainingPeriod
 from pipeline.backtest.training.variants import Training
 from pipeline.engine.cards.card_options import CardOptions
-from pipeline.engine.feedback.feedback import FeedbackOptions
 from pipeline.engine.scores.active_models import ActiveModels
 from pipeline.features.catalogue import REACH_US
 from pipeline.history.canonical_columns import UnusableSource
@@ -33,9 +33,10 @@ from pipeline.kafka.cluster.retention import needed_days
 from pipeline.learning.regimes import LabelRegime
 from pipeline.learning.report_delays import share_in_time
 from pipeline.settings import Settings
-from pipeline.settings.kernel_options import card_options, feedback_options
+from pipeline.settings.kernel_options import card_options, feedback_config
 from pipeline.settings.mapping_file import own_mapping
 from pipeline.settings.rate_table import load_rates
+from schemas.messages import FeedbackConfig
 from schemas.times import SECONDS_PER_DAY, US_PER_DAY, US_PER_SECOND
 from schemas.topics import TRANSACTIONS
 
@@ -286,12 +287,12 @@ class Request:
         """The card agent's options, as the settings say."""
         return card_options(self.settings, load_rates(self.settings), partitions, mapping=own_mapping(self.settings))
 
-    def feedback_options(self) -> FeedbackOptions:
-        """The feedback agent's options, as the settings say; reports come in time as the declared regime has them."""
-        options = feedback_options(self.settings)
+    def feedback_config(self) -> FeedbackConfig:
+        """The feedback agent's config, as the settings say; reports come in time as the declared regime has them."""
+        config = feedback_config(self.settings)
         if self.labels is LabelMode.RECORDED:
-            return options
-        return options._replace(reported_share=share_in_time(self.regime, options.maturity_us))
+            return config
+        return msgspec.structs.replace(config, reported_share=share_in_time(self.regime, config.maturity_us))
 
     def acceptance(self, options: CardOptions) -> Acceptance:
         """Return the rules for rows of the source."""

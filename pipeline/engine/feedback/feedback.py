@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
-from typing import Final, NamedTuple
+from typing import Final
 
 import msgspec
 import numpy as np
@@ -41,27 +41,6 @@ _encode = msgspec.json.Encoder().encode
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
-class FeedbackOptions(NamedTuple):
-    """Options of the feedback kernel."""
-
-    label_grace_us: int
-    maturity_us: int
-    negative_sample_rate: float
-    topic_prefix: str = ""
-    reported_share: float = 1.0
-    """Share of the reported frauds whose reports come within the maturity."""
-
-    @property
-    def config(self) -> FeedbackConfig:
-        """Return the processing config; a restore must use the same."""
-        return FeedbackConfig(
-            label_horizon_us=self.label_grace_us,
-            maturity_us=self.maturity_us,
-            negative_sample_rate=self.negative_sample_rate,
-            reported_share=self.reported_share,
-        )
-
-
 class _FeedbackValues(msgspec.Struct):
     layout: int
     stream_time_us: int
@@ -82,25 +61,27 @@ class FeedbackPartition:
 
     def __init__(
         self,
-        options: FeedbackOptions,
+        config: FeedbackConfig,
         store: Store,
         loaded: LoadedState | None = None,
         segments: DecisionSegments | None = None,
+        topic_prefix: str = "",
     ) -> None:
         """Start empty, or from a dump.
 
         Args:
-            options: Those of every batch that brings no config of its own.
+            config: That of every batch that brings none of its own; a restore must use the same.
             store: Holds what the dumped partition's store held; empty without a dump.
             loaded: The dump; None: start empty.
             segments: Empty; the dump is loaded into them, which must find the files that it names. None: memory.
+            topic_prefix: Prefix of the names of the topics that are read.
 
         Raises:
             OtherLayout: The dump is of another release.
         """
-        self._options = options
+        self._config, self._topic_prefix = config, topic_prefix
         self._store = store
-        self._features = options.topic_prefix + DECISION_FEATURES.name
+        self._features = topic_prefix + DECISION_FEATURES.name
         values = None if loaded is None else decode_values(loaded.values, _DECODER)
         self._segments = MemorySegments() if segments is None else segments
         if loaded is not None and values is not None:
@@ -129,7 +110,7 @@ class FeedbackPartition:
         decided = self._read_decisions([record for record in records if record.topic == self._features], result)
         joined = self._read_labels([record for record in records if record.topic != self._features], result)
         rows = sum(row_count(record.value) for record in records)
-        emitted = self._kernel.process(config or self._options.config, decided, joined, rows, result)
+        emitted = self._kernel.process(config or self._config, decided, joined, rows, result)
         if now is not None and emitted:
             self._write(emitted, result)
         return result
@@ -204,7 +185,7 @@ class FeedbackPartition:
 
     def _read_labels(self, records: Sequence[Record], result: Result) -> JoinedRows:
         """Read accepted labels; the card agent reads the same topic and refuses what is left out here."""
-        labels, origins, refused = read_accepted(records, self._options.topic_prefix)
+        labels, origins, refused = read_accepted(records, self._topic_prefix)
         if refused:
             result.counts["label", "invalid"] += len(refused)
         if not len(labels):

@@ -25,7 +25,8 @@ from pipeline.decision.policy import Policy
 from pipeline.decision.rules import RuleSet
 from pipeline.engine.cards.card_partition import CardPartition
 from pipeline.engine.cards.card_options import CardOptions
-from pipeline.engine.feedback.feedback import FeedbackOptions, FeedbackPartition
+from pipeline.engine.feedback.feedback import FeedbackPartition
+from schemas.messages import FeedbackConfig
 from pipeline.engine.scores.active_models import ActiveModels
 from pipeline.scoring.river_factory import first_river
 from pipeline.settings import Settings
@@ -57,7 +58,7 @@ base = small_model()
 rules = RuleSet([rule("any", "amount > 1000 and country = 'DE'")])
 models = ActiveModels(base, first_river(), Policy(0.5, blend=0.7, audit_rate=0.05), rules=rules)
 options = CardOptions(RATES, 300_000_000, 5 * DAY, 8 * DAY, 1)
-feedback = FeedbackOptions(8 * DAY, 5 * DAY, 0.5)
+feedback = FeedbackConfig(label_horizon_us=8 * DAY, maturity_us=5 * DAY, negative_sample_rate=0.5)
 live = Live(models, options, feedback)
 # On disk, as in a worker.
 memory = StoreMemory(32 << 20)

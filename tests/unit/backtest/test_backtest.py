@@ -14,7 +14,6 @@ from pipeline.backtest import Decisions, Learning, Order, replay
 from pipeline.decision.policy import Policy
 from pipeline.decision.rules import RuleSet
 from pipeline.engine.cards.card_options import CardOptions
-from pipeline.engine.feedback.feedback import FeedbackOptions
 from pipeline.engine.scores.active_models import ActiveModels
 from pipeline.features.catalogue import FEATURES
 from pipeline.learning import surges
@@ -22,7 +21,7 @@ from pipeline.scoring.river_factory import first_river
 from pipeline.scoring.river_inputs import INPUTS, SOURCES
 from pipeline.scoring.river_layer import LayerConfig, RiverLayer, Scale
 from pipeline.scoring.river_learner import LayerLearner
-from schemas.messages import Example, LogPosition, Reason
+from schemas.messages import Example, FeedbackConfig, LogPosition, Reason
 from tests.contract.records import RATES
 from tests.helpers.champion import rule
 from tests.helpers.histories import DAY, HOUR, START_US, Happening, busy_history, cut, labels, play, transactions
@@ -202,7 +201,7 @@ def comparable(example: Example) -> Example:
 
 
 def assert_taught(
-    history: list[Happening], card: CardOptions, feedback: FeedbackOptions, every_us: int, *chunks: int | None
+    history: list[Happening], card: CardOptions, feedback: FeedbackConfig, every_us: int, *chunks: int | None
 ) -> Live:
     """That a replay by chunks decides, tells and counts what the live kernels do, of which it returns the run."""
     base = small_model()
@@ -225,7 +224,7 @@ def assert_taught(
 @pytest.mark.parametrize(("seed", "partitions"), [(0, 3), (1, 1)])
 def test_the_online_model_learns_what_the_agents_would_teach_it(seed: int, partitions: int) -> None:
     history, card = busy_history(seed, 600), options(partitions)
-    feedback = FeedbackOptions(8 * DAY, 3 * DAY, 0.4)
+    feedback = FeedbackConfig(label_horizon_us=8 * DAY, maturity_us=3 * DAY, negative_sample_rate=0.4)
     live = assert_taught(history, card, feedback, 36 * HOUR, 7, None)
     assert len({decision.versions.river for decision in live.decisions}) > 3
     assert {example.label for example in live.examples} >= {"fraud", "legitimate", "presumed_legitimate"}
@@ -236,7 +235,9 @@ def test_the_online_model_learns_what_the_agents_would_teach_it(seed: int, parti
 def test_a_replay_holds_the_labels_that_the_agents_hold(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in (("LEAST_HISTORY_HOURS", 1), ("LEAST_LIMIT", 1), ("MULTIPLE", 1)):
         monkeypatch.setattr(surges, name, value)
-    feedback = FeedbackOptions(8 * DAY, 3 * DAY, 0.4, reported_share=0.75)
+    feedback = FeedbackConfig(
+        label_horizon_us=8 * DAY, maturity_us=3 * DAY, negative_sample_rate=0.4, reported_share=0.75
+    )
     live = assert_taught(busy_history(0, 600), options(3), feedback, 36 * HOUR, 7)
     held = [example.held for example in live.examples if example.label_source is not None]
     assert 0 < sum(held) < len(held)

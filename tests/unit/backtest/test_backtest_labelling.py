@@ -189,7 +189,7 @@ def test_the_share_of_reports_in_time_is_that_of_the_declared_regime(tmp_path: P
     pd.DataFrame([], columns=LABEL_COLUMNS).to_parquet(reported := tmp_path / "labels.parquet", index=False)
 
     def share(**options: Any) -> float:
-        return backtest_of(file, settings=settings, **options).feedback_options().reported_share
+        return backtest_of(file, settings=settings, **options).feedback_config().reported_share
 
     assert share(labels="delay", label_delay_s=7 * 86_400.0, early_share=0.3) == 0.3
     assert share(labels="delay", label_delay_s=3_600.0) == 1.0

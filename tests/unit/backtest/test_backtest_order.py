@@ -10,9 +10,9 @@ import pyarrow.compute as pc
 import pytest
 
 from pipeline.backtest import Order, OutOfOrder, replay
-from pipeline.engine.feedback.feedback import FeedbackOptions
 from pipeline.engine.partition_state.wait_clock import EARLY_LABEL_GRACE_US
 from schemas.codec import timestamp_us
+from schemas.messages import FeedbackConfig
 from tests.helpers.histories import DAY, START_US, Happening, busy_history, cut, labels, play, transactions
 from tests.helpers.live import Live, moment
 from tests.unit.backtest.test_backtest import CHUNKS, assert_same, assert_taught, frame, models, options, run
@@ -122,7 +122,7 @@ def test_labels_behind_the_last_transaction_come_at_the_end() -> None:
 def test_horizons_end_at_the_same_microsecond(off_us: int, dedup_days: int, label_days: int) -> None:
     """Repeats, late labels, labels of the forgotten and early labels, each where its rule turns."""
     card = options(dedup=dedup_days * DAY, label=label_days * DAY)
-    feedback = FeedbackOptions(8 * DAY, 5 * DAY, 1.0)
+    feedback = FeedbackConfig(label_horizon_us=8 * DAY, maturity_us=5 * DAY, negative_sample_rate=1.0)
     grace_us = EARLY_LABEL_GRACE_US
     distances = (5 * DAY, 8 * DAY, 8 * DAY + grace_us, 8 * DAY + 2 * grace_us, grace_us, 30 * DAY)
     for distance_us in distances:

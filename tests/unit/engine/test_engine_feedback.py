@@ -10,7 +10,7 @@ import pyarrow as pa
 import pytest
 
 from pipeline.engine.feedback.decision_store import DecisionStore
-from pipeline.engine.feedback.feedback import FeedbackOptions, FeedbackPartition
+from pipeline.engine.feedback.feedback import FeedbackPartition
 from pipeline.engine.feedback.feedback_kernel import (
     DecidedBatch,
     FeedbackKernel,
@@ -26,7 +26,7 @@ from pipeline.engine.scores.decision_records import read_feature_messages
 from pipeline.features.xxh3 import transaction_hash
 from pipeline.learning.labels import KNOWN
 from pipeline.learning.sampling import keep_negative
-from schemas.messages import Example, LogPosition, Versions
+from schemas.messages import Example, FeedbackConfig, LogPosition, Versions
 from schemas.records import Record
 from schemas.times import US_PER_DAY
 from schemas.topics import DEAD_LETTERS, DECISION_FEATURES, EXAMPLES
@@ -50,8 +50,8 @@ class Desk:
     """A partition with its two topics and its store; every call is a batch of its own."""
 
     def __init__(self, rate: float = RATE, horizon_days: float = 120.0, reported_share: float = 1.0) -> None:
-        options = FeedbackOptions(
-            label_grace_us=round(horizon_days * US_PER_DAY),
+        options = FeedbackConfig(
+            label_horizon_us=round(horizon_days * US_PER_DAY),
             maturity_us=round(MATURITY_DAYS * US_PER_DAY),
             negative_sample_rate=rate,
             reported_share=reported_share,
@@ -320,7 +320,7 @@ def test_a_label_finds_a_decision_that_stands_behind_it_in_its_batch() -> None:
     number, zero = microseconds(START), np.zeros(1, np.int64)
     decided = DecidedBatch(names, [number], [1], [b"decision"], zero, zero)
     report = LabelRow(5, KNOWN.index("fraud"), number, number, int(names.hash[0]), "analyst")
-    found = kernel.process(Desk().options.config, decided, JoinedRows(names.digest, [report], [0]), 2, Result())
+    found = kernel.process(Desk().options, decided, JoinedRows(names.digest, [report], [0]), 2, Result())
     assert [(item.position, item.label) for item in found] == [(1, "fraud")]
 
 

@@ -15,13 +15,14 @@ from pipeline.engine.cards.pending import NO_LABELS
 from pipeline.engine.cards.transaction_index import StoreIndex
 from pipeline.engine.feedback import feedback_kernel
 from pipeline.engine.feedback.decision_store import DecisionStore
-from pipeline.engine.feedback.feedback import FeedbackOptions, FeedbackPartition
+from pipeline.engine.feedback.feedback import FeedbackPartition
 from pipeline.engine.partition_state.decision_segments import MemorySegments
 from pipeline.engine.partition_state.layout import day_of
 from pipeline.engine.partition_state.pending_items import PendingItems
 from pipeline.engine.partition_state.state import MemoryStore, StoreError
 from pipeline.engine.records.results import Result
 from pipeline.features.catalogue import CARD_FEATURES
+from schemas.messages import FeedbackConfig
 from schemas.records import Record
 from schemas.times import US_PER_DAY
 from schemas.topics import DEAD_LETTERS, DECISION_FEATURES, EXAMPLES, TRANSACTIONS
@@ -295,9 +296,7 @@ def test_when_decisions_are_forgotten_does_not_show(seed: int, monkeypatch: pyte
     assert sum(len(result.outputs) for result in results) > 50
 
 
-def feedback_options(rate: float = 1e-9, horizon_days: int = 120) -> FeedbackOptions:
-    return FeedbackOptions(
-        label_grace_us=horizon_days * US_PER_DAY,
-        maturity_us=30 * US_PER_DAY,
-        negative_sample_rate=rate,
+def feedback_options(rate: float = 1e-9, horizon_days: int = 120) -> FeedbackConfig:
+    return FeedbackConfig(
+        label_horizon_us=horizon_days * US_PER_DAY, maturity_us=30 * US_PER_DAY, negative_sample_rate=rate
     )
