@@ -103,7 +103,11 @@ class TransactionalProducers:
 
     def start(self) -> None:
         """Fence earlier holders of the transactional ids; what they left unfinished is aborted."""
-        self._initialise()
+        # None of the ids may have a transaction when offsets are asked for.
+        if self.exactly_once:
+            for turn in range(len(self._clients)):
+                self._turn = turn
+                self._initialise_current()
 
     @property
     def reachable(self) -> bool:
@@ -127,7 +131,7 @@ class TransactionalProducers:
         self.close()
         self._brokers_down.clear()
         self._clients = [self._new(name) for name in self._ids]
-        self._initialise()
+        self.start()
 
     def close(self) -> None:
         """Give the producers up; a transaction that is open is left to the broker, or to its id's next holder."""
@@ -198,14 +202,7 @@ class TransactionalProducers:
             return _Client(client, _OwnThread(client))
         return _Client(Producer(config), CallThread(self._agent, self._while_waiting))
 
-    def _initialise(self) -> None:
-        """Initialise every transactional id: none of them may have a transaction when offsets are asked for."""
-        if self.exactly_once:
-            for turn in range(len(self._clients)):
-                self._turn = turn
-                self._initialise_one()
-
-    def _initialise_one(self) -> None:
+    def _initialise_current(self) -> None:
         while True:
             try:
                 self.call_transaction("init_transactions", lambda: self.current.init_transactions(CALL_TIMEOUT_S))

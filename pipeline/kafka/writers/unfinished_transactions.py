@@ -44,14 +44,14 @@ def end_unfinished(bootstrap: str, settings: Settings, producers: Mapping[str, i
                     f"{MOST_START_S:.0f} s: look at the brokers' transaction coordinators"
                 )
 
-        end_agent(bootstrap, settings, agent, producers[agent], threading.Event(), waiting)
+        _end_agent(bootstrap, settings, agent, producers[agent], threading.Event(), waiting)
 
     # All at once: each takes as long as a client needs to connect.
     with ThreadPoolExecutor(len(producers)) as threads:
         list(threads.map(end, producers))
 
 
-def end_agent(
+def _end_agent(
     bootstrap: str,
     settings: Settings,
     agent: str,
@@ -59,19 +59,7 @@ def end_agent(
     stopping: threading.Event,
     waiting: Callable[[], None],
 ) -> None:
-    """Abort the transactions of one agent of an instance, and fence the process that began them.
-
-    Args:
-        bootstrap: Addresses of brokers.
-        settings: Settings with the name of the instance.
-        agent: Name of the agent.
-        producers: Number of its producers.
-        stopping: Set when this worker ends.
-        waiting: Called while no broker answers; may raise.
-
-    Raises:
-        SessionError: An id cannot be initialised.
-    """
+    """Abort the transactions of one agent of the instance that ``settings`` name, and fence who began them."""
     if settings.delivery != "exactly_once":
         return
     own = TransactionalProducers(
@@ -106,7 +94,7 @@ def end_left_open(member: Member, instances: Collection[str], retries: Retries) 
                 raise SessionError("no transaction coordinator answers")
 
         try:
-            end_agent(member.bootstrap, settings, member.agent, member.producers, retries.requested, waiting)
+            _end_agent(member.bootstrap, settings, member.agent, member.producers, retries.requested, waiting)
         except Stopped:
             raise
         except SessionError as error:
