@@ -1,6 +1,7 @@
 """Why an alert was raised, in codes that systems can count by and sentences that an analyst can read.
 
-The contributions of features with the same reason text are added up; each text is one reason. `CODES` lists them all.
+The contributions of features with the same reason text are added up; each text is one reason.
+`reason_texts.CODES` lists them all.
 """
 
 import math
@@ -14,7 +15,7 @@ from numpy.typing import NDArray
 
 from pipeline.decision.lists import Listed, ListSet
 from pipeline.decision.policy import BY_AUDIT, BY_LIST, Policy
-from pipeline.decision.reason_texts import CODES, REASON_TEXTS, Facts, ReasonText, WordedReason, pattern
+from pipeline.decision.reason_texts import REASON_TEXTS, Facts, ReasonText, WordedReason, pattern
 from pipeline.decision.rule_program import Read
 from pipeline.decision.rules import COLUMNS, Rule, RuleSet, condition_of
 from pipeline.expressions.trees import fields_in
@@ -24,8 +25,6 @@ from pipeline.scoring.kinds import BESIDE, ModelKind, Scorer
 from pipeline.scoring.lightgbm_model import LightGBMModel
 from schemas.fields import PERSONAL
 from schemas.messages import Reason
-
-__all__ = ["CODES", "ScoringModels", "explain", "explain_row", "score_reason"]
 
 SMALLEST_CONTRIBUTION: Final = 0.25
 """Log-odds below which a reason is left out: it changes the odds by less than 28 percent."""

@@ -4,8 +4,6 @@ from pathlib import Path
 
 from pipeline.engine.partition_state.state import StoreError
 
-__all__ = ["SnapshotError", "StoreError"]
-
 
 class StateRemoved(StoreError):
     """The directory of a partition's state is gone while the partition is held.

@@ -12,8 +12,8 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from pipeline.engine.partition_state.state import StoreError
 from pipeline.features.state_columns import PAGE_ITEMS
-from pipeline.state.errors import StoreError
 from pipeline.state.manifest import ObjectRange
 from pipeline.state.objects import ObjectInfo, ObjectStore
 

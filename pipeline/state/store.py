@@ -20,7 +20,8 @@ from rocksdict import (
     WriteOptions,
 )
 
-from pipeline.state.errors import SnapshotError, StateRemoved, StoreError, check_present
+from pipeline.engine.partition_state.state import StoreError
+from pipeline.state.errors import SnapshotError, StateRemoved, check_present
 
 MINIMUM_BYTES: Final = 8 << 20
 """Less than this leaves RocksDB flushing all the time."""

@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.engine.partition_state.state import MemoryStore
-from pipeline.state.errors import SnapshotError, StoreError
+from pipeline.engine.partition_state.state import MemoryStore, StoreError
+from pipeline.state.errors import SnapshotError
 from pipeline.state.store import MINIMUM_BYTES, RocksStore, StoreMemory
 
 keys = st.one_of(

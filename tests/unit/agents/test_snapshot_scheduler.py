@@ -12,11 +12,10 @@ import pytest
 
 from agents.snapshot_scheduler import FIRST_S, SnapshotScheduler
 from pipeline.engine.cards.card_partition import CardPartition
-from pipeline.engine.partition_state.state import StateDump
+from pipeline.engine.partition_state.state import StateDump, StoreError
 from pipeline.kafka.session.session import Session
 from pipeline.observability.metrics import WorkerMetrics
 from pipeline.settings import Settings
-from pipeline.state.errors import StoreError
 from pipeline.state.manifest import SnapshotKey
 from pipeline.state.snapshots import Snapshot, SnapshotRepository
 from pipeline.state.store import MINIMUM_BYTES, RocksStore, StoreMemory

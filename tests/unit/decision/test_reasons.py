@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from pipeline.decision.policy import Policy
-from pipeline.decision.reason_texts import REASON_TEXTS, Facts, pattern
-from pipeline.decision.reasons import CODES, explain, explain_row, score_reason
+from pipeline.decision.reason_texts import CODES, REASON_TEXTS, Facts, pattern
+from pipeline.decision.reasons import explain, explain_row, score_reason
 from pipeline.decision.rules import NO_RULES, RuleSet
 from pipeline.features.catalogue import FEATURES, MEANINGS
 from pipeline.scoring.kinds import RIVER, Scorer

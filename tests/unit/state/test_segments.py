@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from pipeline.engine.partition_state.decision_segments import DecisionReference
-from pipeline.engine.partition_state.state import LoadedState, StateDump
-from pipeline.state.errors import SnapshotError, StateRemoved, StoreError
+from pipeline.engine.partition_state.state import LoadedState, StateDump, StoreError
+from pipeline.state.errors import SnapshotError, StateRemoved
 from pipeline.state.segment_groups import GROUP_ROWS
 from pipeline.state.segments import FileSegments
 from pipeline.state.snapshots import Refused, SnapshotRepository

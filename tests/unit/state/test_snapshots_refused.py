@@ -15,8 +15,9 @@ from typing import Any
 import msgspec
 import pytest
 
+from pipeline.engine.partition_state.state import StoreError
 from pipeline.state import snapshots
-from pipeline.state.errors import SnapshotUnreadable, StoreError
+from pipeline.state.errors import SnapshotUnreadable
 from pipeline.state.manifest import FORMAT, decode_manifest, encode_manifest
 from pipeline.state.objects import LocalObjects, ObjectInfo
 from pipeline.state.snapshots import Refused, Snapshot, SnapshotRepository, UnusableReason
