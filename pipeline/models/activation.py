@@ -8,7 +8,7 @@ from pipeline.decision.lists import LISTS
 from pipeline.decision.rules import RULES
 from pipeline.engine.scores.active_models import ModelSet
 from pipeline.scoring import kinds
-from pipeline.scoring.errors import ModelError
+from pipeline.scoring.errors import ModelError, ModelIncomplete
 from pipeline.scoring.kinds import KINDS
 from schemas.messages import Activation, ModelVersion, VersionReference
 
@@ -26,6 +26,8 @@ class _Pending(NamedTuple):
     activation: Activation
     names: frozenset[str]
     """Those for which no later activation has been applied."""
+    incomplete: bool = False
+    """True once one of its versions turned out to be incomplete: that was reported."""
 
 
 class Activations:
@@ -57,27 +59,35 @@ class Activations:
         """Digests of the contents that activations wait for, and of those beside them."""
         return frozenset(reference.digest for pending in self._pending for reference in pending.activation.versions)
 
+    @property
+    def has_incomplete(self) -> bool:
+        """True if a version is incomplete: `apply` may find the rest of it at any time."""
+        return any(pending.incomplete for pending in self._pending)
+
     def apply(self, model_set: ModelSet, find: Find) -> ModelSet:
         """Return ``model_set`` with the activations whose contents are there, each as a whole or not at all.
 
         The newest comes first: an older one matters only for names for which no newer one could be applied. One whose
-        content cannot be read stays pending; one with a version that cannot be used is refused.
+        content cannot be read, or is incomplete, stays pending; one with a version that cannot be used is refused.
         """
         applied: frozenset[str] = frozenset()
         left: list[_Pending] = []
-        for activation, names in reversed(self._pending):
+        for activation, names, incomplete in reversed(self._pending):
             if not (names_left := names - applied):
                 continue
             contents = [find(reference) for reference in activation.versions if reference.name in names_left]
             if any(content is None for content in contents):
-                left.append(_Pending(activation, names_left))
+                left.append(_Pending(activation, names_left, incomplete))
                 continue
             versions = [content for content in contents if content is not None]
             try:
                 model_set = model_set.updated(*versions)
             except ModelError as error:
-                for version in versions:
-                    log.error("%s version %s is refused: %s", version.name, version.version, error)
+                if waits := isinstance(error, ModelIncomplete):
+                    left.append(_Pending(activation, names_left, incomplete=True))
+                for version in () if incomplete else versions:
+                    state = "is not active yet, and is tried again" if waits else "is refused"
+                    log.error("%s version %s %s: %s", version.name, version.version, state, error)
                     self._on_refused(version.name)
             else:
                 applied |= names_left

@@ -1,6 +1,7 @@
 """Following which versions are active: ``control`` says so, ``models`` has their content."""
 
 import logging
+import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Final
@@ -26,6 +27,8 @@ log = logging.getLogger(__name__)
 
 MOST_SEARCHES: Final = 10
 """Contents that are looked for between two batches."""
+INCOMPLETE_S: Final = 5.0
+"""From one look for the rest of an incomplete version to the next."""
 
 
 class ModelSubscriber:
@@ -63,6 +66,8 @@ class ModelSubscriber:
         self._searches = 0
         self._unsearched = False
         """True while contents are left to look for: a few at each call, so that no number of them stops deciding."""
+        self._next_look_s = 0.0
+        """Time of the next look for the rest of an incomplete version."""
         self._started = self._reported_none = False
         self._reported = settings.label_regime
         self._in_time = round(settings.maturity_days * US_PER_DAY), settings.reported_share
@@ -108,9 +113,11 @@ class ModelSubscriber:
                 activated = True
             elif isinstance(item, LearningSwitch):
                 self._switch(item)
-        if activated or arrived or self._unsearched:
+        looks = self._activations.has_incomplete and time.monotonic() >= self._next_look_s
+        if activated or arrived or self._unsearched or looks:
             self._searches, self._unsearched = 0, False
             self.model_set = self._activations.apply(self.model_set, partial(self._find, waiting=waiting))
+            self._next_look_s = time.monotonic() + INCOMPLETE_S
             self._arrived = {at: model for at, model in self._arrived.items() if at in self._activations.awaited}
         if before.lightgbm is None and self.model_set.lightgbm is not None and self.model_set.river is None:
             self._find_river(waiting)

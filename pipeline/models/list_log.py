@@ -20,7 +20,7 @@ from pipeline.decision.lists import NO_LISTS, ListSet, read_manifest
 from pipeline.kafka.cluster.log_offsets import Waiting, readable_range
 from pipeline.kafka.readers.replay_reader import RangeReader
 from pipeline.kafka.records.internal import OnRefused, TrustedRecords, not_counted
-from pipeline.scoring.errors import ModelError
+from pipeline.scoring.errors import ModelError, ModelIncomplete
 from pipeline.scoring.payload import VERSION_DIGITS
 from pipeline.settings import Settings
 from schemas.errors import UNREADABLE
@@ -70,12 +70,24 @@ class ListLog:
         self._trusted = TrustedRecords(settings, on_refused)
         self._built, self._end = NO_LISTS, 0
         """What was loaded last, and the offset up to which it was read."""
+        self._lacking = "", -1
+        """A change that lacks parts, and the offset up to which there were none."""
 
     def load(self, payload: bytes) -> ListSet:
-        """Return the lists that the content of a version names; raises `ModelError` where parts are missing."""
-        change, deadline_s = read_manifest(payload).change, time.monotonic() + _MISSING_S
+        """Return the lists that the content of a version names.
+
+        Parts are waited for once: asked for the same version again, it looks at what came since.
+
+        Raises:
+            ModelIncomplete: Parts are missing.
+            ModelError: It cannot be used.
+        """
+        change = read_manifest(payload).change
+        deadline_s = time.monotonic() + (0.0 if change == self._lacking[0] else _MISSING_S)
         while True:
             base, end = self._built, self._readable_end()
+            if self._lacking == (change, end):
+                raise self.lacks(change)
             parts = self._read(self._end, end)
             forgotten = any(head.forgotten for of_change in parts.values() for head, _ in of_change.values())
             chain = None if self._end and forgotten else _chain(parts, change, base.change)
@@ -84,7 +96,8 @@ class ListLog:
                 chain = _chain(parts, change, base.change)
             if chain is not None:
                 break
-            if time.monotonic() > deadline_s:
+            if time.monotonic() >= deadline_s:
+                self._lacking = change, end
                 raise self.lacks(change)
             if self._waiting is not None:
                 self._waiting()
@@ -113,9 +126,9 @@ class ListLog:
         """Return the parts of all changes, activated or not."""
         return self._read(0, self._readable_end())
 
-    def lacks(self, change: str) -> ModelError:
+    def lacks(self, change: str) -> ModelIncomplete:
         """Return the error of a change of which parts are missing."""
-        return ModelError(f"topic {self._topic} lacks parts of change {change[:12]} or of one before it")
+        return ModelIncomplete(f"topic {self._topic} lacks parts of change {change[:12]} or of one before it")
 
     def _readable_end(self) -> int:
         return readable_range(self._bootstrap, self._settings, self._topic, 0, self._waiting).stop

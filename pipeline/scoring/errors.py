@@ -13,3 +13,7 @@ class ModelError(ValueError):
 
     def __init__(self, text: str) -> None:
         super().__init__(text if len(text) <= LONGEST_TEXT else f"{text[:LONGEST_TEXT]} ...")
+
+
+class ModelIncomplete(ModelError):
+    """A version of which something cannot be read yet: it may be usable later as it is."""

@@ -26,6 +26,7 @@ from pipeline.models.suppressions import keep_caps
 from pipeline.protection.signing import Signer
 from pipeline.protection.tokens import CARD_ID, TokenKeys
 from schemas.messages import Alert, Decision, ListChange
+from schemas.records import Output
 from schemas.topics import ACCEPTED_LABELS, ALERTS, CONTROL, LISTS
 from tests.helpers.backtest_inputs import backtest_of, simulated_days, with_a_champion
 from tests.helpers.champion import policy
@@ -404,6 +405,35 @@ def test_a_change_that_no_trusted_key_signed_leaves_the_lists_as_they_are(
     assert later.stop() == 0, later.output
     listed = {each.transaction_id for each in cluster.decisions() if each.list_hits}
     assert listed == {"t1", "t8", "t10", "t15", "t17"}, "c1, and c3 once it was added; never c2"
+
+
+def test_a_change_whose_parts_come_late_counts_once_they_are_there(
+    cluster: Cluster, start: Starter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cluster.publish(policy(0.999))
+    block = ("--kind", "block", "--field", "card_id")
+    before = version_of(cluster.command("lists", "add", "stolen", "c1", *block, *WHY, code=0).output)
+    worker = start(cluster.settings)
+    worker.until_it_says(f"lists version {before} is active")
+
+    # As where the leader of `lists` has moved: what it held is committed, and cannot be read for a while.
+    held: list[Output] = []
+    with monkeypatch.context() as away:
+        away.setattr("pipeline.models.publish.ControlWriter.records", lambda _, outputs: held.extend(outputs))
+        version = version_of(cluster.command("lists", "add", "stolen", "c3", *WHY, code=0).output)
+    worker.until_it_says(f"lists version {version} is not active yet, and is tried again: ")
+    bought(cluster, range(7))
+    worker.until(lambda: len(cluster.decisions()) == 7)
+    for output in held:
+        cluster.write(LISTS, output.value, output.key, datetime.now(UTC))
+    cluster.flush()
+    worker.until_it_says(f"lists version {version} is active (was {before})")
+    bought(cluster, range(7, 14))
+    worker.until(lambda: len(cluster.decisions()) == 14)
+    assert worker.stop() == 0, worker.output
+    listed = {each.transaction_id: each.versions.lists for each in cluster.decisions() if each.list_hits}
+    assert listed == {"t1": before, "t8": version, "t10": version}
+    assert worker.output.count("is not active yet") == 1
 
 
 def test_allow_entries_end_and_a_second_person_approves_where_one_is_asked_for(cluster: Cluster) -> None:

@@ -8,7 +8,7 @@ from msgspec.structs import replace
 from pipeline.decision.lists import manifest_payload
 from pipeline.models import list_log
 from pipeline.models.list_log import ListHistory, part_record
-from pipeline.scoring.errors import ModelError
+from pipeline.scoring.errors import ModelError, ModelIncomplete
 from schemas.messages import ListChange
 from tests.helpers.lists import MemoryLog, definition, entry, history_of
 
@@ -40,6 +40,18 @@ def test_a_large_change_has_parts_which_count_together_alone() -> None:
         damaged.load(payload)
     with pytest.raises(ModelError, match="have 50 entries, and should have 49"):
         log.load(manifest_payload(change, "", 49))
+
+
+def test_a_version_whose_parts_come_late_is_loaded_once_they_are_there() -> None:
+    log, late = MemoryLog(), MemoryLog()
+    change = log.write(added("", *(f"v{number}" for number in range(50))))
+    payload, late.records = manifest_payload(change, "", 50), log.records[:-1]
+    for _ in range(3):
+        with pytest.raises(ModelIncomplete, match="lacks parts of change"):
+            late.load(payload)
+    assert late.read_from == [0], "what was read without its parts is not read again"
+    late.records = [*late.records, log.records[-1]]
+    assert len(late.load(payload)) == 50
 
 
 def test_a_version_is_loaded_from_the_one_before_it_or_anew() -> None:
