@@ -4,6 +4,7 @@ A cap counts over all partitions, so that one process keeps it, as `pace` keeps 
 change of the lists, which decisions name. A restore and a replay count nothing anew.
 """
 
+import logging
 from collections.abc import Callable, Generator, Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -25,6 +26,8 @@ from schemas.messages import ListEntry, RecordPosition
 from schemas.records import Record
 from schemas.times import US_PER_HOUR, US_PER_MS
 from schemas.topics import DECISIONS
+
+log = logging.getLogger(__name__)
 
 _MARK: Final = b'"overruled":'
 _FRAUD: Final = KNOWN.index("fraud")
@@ -132,6 +135,8 @@ def keep_caps(
     try:
         follower.start(starts)
         is_new = hits.add(follower.read_committed(lambda: None))
+        if not once:
+            log.info("%d overruled decisions are counted: suppressions that reach a cap are ended", len(hits.rows))
         while True:
             if is_new:
                 totals = hits.totals()

@@ -33,6 +33,9 @@ WAYS: Final = {
     "breaker alone": (10**9, 0.05, True),
 }
 """Cap on alerts an hour, on the hit rate, and whether a breaker runs. A hit rate is no bound of a partition."""
+SUPPRESSION: Final = "suppression"
+SUPPRESSED: Final = 1_000.0
+"""Cap of the suppression, in the base currency."""
 
 
 def flood(cluster: Cluster, rate: float, seconds: float) -> int:
@@ -46,12 +49,6 @@ def flood(cluster: Cluster, rate: float, seconds: float) -> int:
         cluster.flush()
         time.sleep(0.01)
     return number
-
-
-_LOADED_S: Final = 20.0
-SUPPRESSION: Final = "suppression"
-SUPPRESSED: Final = 1_000.0
-"""Cap of the suppression, in the base currency."""
 
 
 def measure(broker: str, directory: Path, name: str, rate: float, seconds: float) -> dict[str, Any]:
@@ -87,8 +84,7 @@ def measure(broker: str, directory: Path, name: str, rate: float, seconds: float
         if name == SUPPRESSION:
             caps = Worker(cluster.settings, directory / "caps.log", ("-m", "pipeline.cli", "lists", "caps"))
             stack.callback(caps.end)
-            # It says nothing before it ends one: give it the time to load the program.
-            time.sleep(_LOADED_S)
+            caps.until_it_says("suppressions that reach a cap are ended")
         bought = flood(cluster, rate, seconds)
         worker.until(lambda: len(cluster.decisions()) == bought + 1)
     found = _suppressed(cluster) if name == SUPPRESSION else {"cap": cap, **_figures(cluster, cap)}
