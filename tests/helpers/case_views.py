@@ -34,6 +34,7 @@ from schemas.messages import (
     RecordPosition,
     Versions,
 )
+from tests.helpers.waiting import TIMEOUT_S
 
 NOW = datetime.now(UTC).replace(microsecond=0)
 VERSIONS = Versions(
@@ -261,7 +262,7 @@ class CasesInMemory:
 
     def _act(self, kind: str, case_id: str, by: str, event_id: str, **more: Any) -> CaseView | None:
         """Add an event; None where it is a repeat."""
-        assert self.gate.wait(60)
+        assert self.gate.wait(TIMEOUT_S)
         self.calls.append((kind, event_id))
         if self.failure is not None:
             raise self.failure

@@ -32,7 +32,7 @@ def test_two_models_are_compared_on_topics_and_the_report_is_named(
     kafka_settings: Settings, tmp_path: Path, begin: RunStarter
 ) -> None:
     run = begin(*SMALL, **on_cluster(kafka_settings), TERM="xterm-256color")
-    assert run.process.wait(400) == 0, run.errors
+    assert run.process.wait(TIMEOUT_S) == 0, run.errors
 
     page, content = tmp_path / "build" / "backtest.html", tmp_path / "build" / "backtest.json"
     assert "<!doctype html>" in page.read_text(encoding="utf-8").lower()

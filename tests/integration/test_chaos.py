@@ -17,7 +17,7 @@ from tests.chaos.report import as_json, as_text, failures
 from tests.chaos.run import Check, Rules
 from tests.chaos.schedule import short_schedule
 
-pytestmark = [pytest.mark.broker, pytest.mark.timeout(1200)]
+pytestmark = [pytest.mark.broker, pytest.mark.timeout(2400)]
 
 SEED = 11
 SECONDS = 32.0

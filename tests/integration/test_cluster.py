@@ -100,7 +100,6 @@ def test_a_broker_that_stands_still_is_no_silence_of_the_others(cluster: Nodes) 
     eventually(cluster.whole)
 
 
-@pytest.mark.timeout(1200)
 def test_leaders_that_die_stand_still_or_elect_another_controller_change_nothing(
     cluster: Nodes, tmp_path: Path
 ) -> None:

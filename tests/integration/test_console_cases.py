@@ -352,7 +352,7 @@ def cut_connections(bootstrap: str) -> Iterator[list[int]]:
         thread.join()
 
 
-@pytest.mark.timeout(7_200 if CLAIMS > 100 else 600)
+@pytest.mark.timeout(7_200 if CLAIMS > 100 else 1_200)
 @pytest.mark.parametrize("what_dies", ["writes", "connections"])
 def test_two_consoles_give_no_case_twice_and_lose_none(
     open_desk: Callable[..., Desk], monkeypatch: pytest.MonkeyPatch, what_dies: str

@@ -384,7 +384,7 @@ def test_a_label_says_when_it_counts_and_who_has_learned_it_and_can_be_undone(de
         expect(done).to_contain_text("Labelled 3 transactions as fraud.")
         expect(done).to_contain_text("has not learned it yet")
         desk.answers.river = "river-48212"
-        expect(done).to_contain_text("has learned it (version river-48212)", timeout=60_000)
+        expect(done).to_contain_text("has learned it (version river-48212)")
         asked = desk.answers.asked
         page.keyboard.press("u")
         expect(page.locator("h1")).to_contain_text("open")

@@ -10,9 +10,10 @@ import pytest
 
 from pipeline.settings import Settings
 from tests.helpers.topics import Cluster, Starter
+from tests.helpers.waiting import TIMEOUT_S
 from tests.helpers.worker import ROOT, inherited_environment
 
-pytestmark = [pytest.mark.broker, pytest.mark.timeout(600)]
+pytestmark = pytest.mark.broker
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 LINES = 18
@@ -46,7 +47,7 @@ def test_the_program_writes_transactions_and_prints_their_decisions(
     for runs in (1, 2):
         run = subprocess.run(
             [sys.executable, code],
-            check=False, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=500,
+            check=False, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=TIMEOUT_S,
         )  # fmt: skip
         assert run.returncode == 0, run.stderr
         # The page's cluster has no rules, as a new one.

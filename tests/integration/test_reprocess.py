@@ -26,6 +26,7 @@ from schemas.topics import DECISION_FEATURES, DECISIONS, TRANSACTIONS
 from tests.helpers.backtest_inputs import backtest_of
 from tests.helpers.logs import after
 from tests.helpers.topics import Cluster, Starter, shop
+from tests.helpers.waiting import TIMEOUT_S
 
 pytestmark = pytest.mark.broker
 
@@ -185,7 +186,7 @@ def test_a_run_that_was_interrupted_goes_on(bought: Cluster, monkeypatch: pytest
             self._producer.begin_transaction()
             for record in [*records[:3], *records[-1:]]:
                 self._producer.produce(record.topic, record.value, record.key, headers=headers)
-            assert self._producer.flush(30) == 0
+            assert self._producer.flush(TIMEOUT_S) == 0
             raise DeliveryFailed("the program was killed")
         write(self, records, headers)
 
@@ -294,7 +295,7 @@ def test_a_transaction_that_a_killed_run_left_open_is_ended_without_a_word(
     killed = TransactionalProducer(bought.bootstrap, bought.settings, f"{name}-reprocess")
     killed._producer.begin_transaction()
     killed._producer.produce(bought.settings.topic(TRANSACTIONS.name), b"v", b"k")
-    assert killed._producer.flush(30) == 0
+    assert killed._producer.flush(TIMEOUT_S) == 0
     assert again(bought, end=after(0.3)).complete
     assert [record.getMessage() for record in caplog.records if record.name.startswith("pipeline.kafka")] == []
 

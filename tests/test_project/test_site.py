@@ -4,12 +4,16 @@ import subprocess
 import sys
 from pathlib import Path
 
+from tests.helpers.waiting import TIMEOUT_S
+
 ROOT = Path(__file__).resolve().parents[2]
 BUILD = (sys.executable, "-m", "sphinx", "--quiet", "--fail-on-warning", "--keep-going", "-c", "docs", "-b", "text")
 
 
 def test_the_site_builds_without_a_warning(tmp_path: Path) -> None:
-    build = subprocess.run([*BUILD, ".", tmp_path], check=False, cwd=ROOT, capture_output=True, text=True, timeout=500)
+    build = subprocess.run(
+        [*BUILD, ".", tmp_path], check=False, cwd=ROOT, capture_output=True, text=True, timeout=TIMEOUT_S
+    )
     assert build.returncode == 0, build.stderr
     options = (tmp_path / "docs/command-options.txt").read_text(encoding="utf-8")
     assert "--budget-per-day" in options

@@ -12,6 +12,7 @@ from agents import loop
 from agents.channel import BatchChannel
 from agents.loop import AgentLoop
 from pipeline.kafka.records.batch import Batch, make_batch
+from tests.helpers.waiting import TIMEOUT_S
 
 
 class Source(AgentLoop):
@@ -88,7 +89,7 @@ def test_a_turn_ends_with_the_batch_during_which_the_channel_closes(monkeypatch:
 
     def worked(_: int) -> None:
         begun.set()
-        assert go_on.wait(60)
+        assert go_on.wait(TIMEOUT_S)
 
     first, second = batches(2)
     source = Source([second], worked)

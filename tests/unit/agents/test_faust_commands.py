@@ -13,13 +13,14 @@ import pytest
 from agents import records
 from agents.topology import AGENTS
 from schemas import messages
+from tests.helpers.waiting import TIMEOUT_S
 from tests.helpers.worker import ROOT, inherited_environment
 
 
 def faust_command(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-m", "faust", "-A", "agents.app", *arguments],
-        check=False, capture_output=True, text=True, cwd=ROOT, env=inherited_environment(), timeout=120,
+        check=False, capture_output=True, text=True, cwd=ROOT, env=inherited_environment(), timeout=TIMEOUT_S,
     )  # fmt: skip
 
 

@@ -21,6 +21,7 @@ from pipeline.state.snapshots import Snapshot, SnapshotRepository
 from pipeline.state.store import MINIMUM_BYTES, RocksStore, StoreMemory
 from schemas.topics import TRANSACTIONS
 from tests.helpers.logs import Log, after, transaction
+from tests.helpers.waiting import TIMEOUT_S
 from tests.unit.engine.test_engine_card import NOW, bought, options
 
 KEY = SnapshotKey("card", 0, "cluster", {"transactions": "id"}, 1, "kernel")
@@ -70,7 +71,7 @@ class Bench:
     def written(self) -> None:
         """Wait for what is being written."""
         for future in self.snapshots._writing.values():
-            future.result(timeout=30)
+            future.result(timeout=TIMEOUT_S)
 
     def counted(self, name: str) -> float:
         return self.metrics.registry.get_sample_value(f"fraud_pipeline_snapshots_{name}_total", {"agent": "card"}) or 0
@@ -166,7 +167,7 @@ def test_a_write_that_fails_after_its_partition_went_is_reported_and_counted(
     listing = store.listing
 
     def late(path: str) -> object:
-        assert gone.wait(30)
+        assert gone.wait(TIMEOUT_S)
         return listing(path)
 
     monkeypatch.setattr(store, "listing", late)
@@ -177,7 +178,7 @@ def test_a_write_that_fails_after_its_partition_went_is_reported_and_counted(
     with caplog.at_level(logging.ERROR):
         bench.snapshots.forget(0)
         gone.set()
-        writing.exception(timeout=30)
+        writing.exception(timeout=TIMEOUT_S)
         bench.save()
     assert bench.counted("failed") == 1
     assert "card: partition 0: no snapshot: " in caplog.text
@@ -195,7 +196,7 @@ def test_an_error_that_nobody_expected_of_a_write_ends_the_worker_though_its_par
     bench.save()
     (writing,) = bench.snapshots._writing.values()
     bench.snapshots.forget(0)
-    assert isinstance(writing.exception(timeout=30), ZeroDivisionError)
+    assert isinstance(writing.exception(timeout=TIMEOUT_S), ZeroDivisionError)
     with pytest.raises(ZeroDivisionError):
         bench.save()
     bench.state.close()

@@ -12,6 +12,7 @@ from hypothesis import given
 from pipeline.expressions.parse import MAX_LENGTH, parse_expression
 from pipeline.expressions.trees import Condition, ExpressionError, ValueKind, check_tree, text_of
 from tests.helpers.expressions import FIELDS, conditions
+from tests.helpers.waiting import TIMEOUT_S
 
 WEB = ["=", ["field", "channel"], ["text", "web"]]
 LARGE = [">", ["field", "amount"], ["number", 50.0]]
@@ -255,4 +256,4 @@ def test_only_the_parser_imports_sqlglot() -> None:
         "assert 'sqlglot' in sys.modules\n"
     )
 
-    subprocess.run([sys.executable, "-c", program], check=True, timeout=120)
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=TIMEOUT_S)

@@ -10,6 +10,7 @@ from agents.watches import UndecidedWatch
 from pipeline.kafka.readers.undecided import FirstRecord, OldestUndecided
 from pipeline.observability.metrics import WorkerMetrics
 from pipeline.settings import Settings
+from tests.helpers.waiting import TIMEOUT_S
 
 PLACE = ("transactions", 1)
 
@@ -160,7 +161,7 @@ def test_a_measurement_that_fails_leaves_no_value_behind(log: OneLog, monkeypatc
     def shown() -> float | None:
         # The value of the measurement before the one that is under way.
         for _ in range(2):
-            assert log.asked.acquire(timeout=30)
+            assert log.asked.acquire(timeout=TIMEOUT_S)
         labels = {"agent": "card", "topic": PLACE[0], "partition": str(PLACE[1])}
         return metrics.registry.get_sample_value("fraud_pipeline_oldest_undecided_seconds", labels)
 

@@ -16,7 +16,7 @@ from prometheus_client.registry import Collector
 from pipeline.observability import endpoint
 from pipeline.observability.endpoint import MAX_CONNECTIONS, Endpoint
 from pipeline.observability.health import Health
-from tests.helpers.waiting import eventually
+from tests.helpers.waiting import TIMEOUT_S, eventually
 
 LARGE_BYTES = 20_000_000
 """More than the buffers of two sockets take."""
@@ -45,11 +45,11 @@ def handlers() -> list[threading.Thread]:
 
 
 def connect(port: int) -> socket.socket:
-    return socket.create_connection(("127.0.0.1", port), timeout=60)
+    return socket.create_connection(("127.0.0.1", port), timeout=TIMEOUT_S)
 
 
 def probe(port: int, path: str) -> int:
-    with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=60) as response:
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=TIMEOUT_S) as response:
         return int(response.status)
 
 
@@ -114,7 +114,7 @@ def test_the_end_cuts_off_whoever_is_connected() -> None:
 
 def test_metrics_answer_as_prometheus_s_own_application_does(port: int) -> None:
     request = urllib.request.Request(f"http://127.0.0.1:{port}/metrics", headers={"Accept-Encoding": "gzip"})
-    with urllib.request.urlopen(request, timeout=60) as response:
+    with urllib.request.urlopen(request, timeout=TIMEOUT_S) as response:
         assert response.headers["Content-Encoding"] == "gzip"
         assert response.headers["Server"] == "fraud-pipeline"
         assert len(response.read()) < LARGE_BYTES // 10
@@ -126,7 +126,7 @@ def test_a_request_that_the_exporter_cannot_read_is_answered_without_a_traceback
     accept = "application/openmetrics-text;version=xx;escaping=evil"
     request = urllib.request.Request(f"http://127.0.0.1:{port}/metrics", headers={"Accept": accept})
     with pytest.raises(urllib.error.HTTPError) as refused:
-        urllib.request.urlopen(request, timeout=60)
+        urllib.request.urlopen(request, timeout=TIMEOUT_S)
     assert refused.value.code == 400
     assert b"without its Accept header" in refused.value.read()
     refused.value.close()

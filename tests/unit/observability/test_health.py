@@ -14,6 +14,7 @@ import pytest
 from pipeline.observability.health import AGENT_STATES, Health, HealthReport
 from pipeline.observability.metrics import WorkerMetrics
 from tests.helpers.clocks import SetClock
+from tests.helpers.waiting import TIMEOUT_S
 
 
 @pytest.fixture
@@ -145,7 +146,7 @@ def served(health: Health) -> Iterator[int]:
 
 def get(port: int, path: str) -> tuple[int, bytes]:
     try:
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=5) as response:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=TIMEOUT_S) as response:
             return response.status, response.read()
     except urllib.error.HTTPError as error:
         return error.code, error.read()
@@ -187,7 +188,7 @@ def test_health_is_among_the_metrics(health: Health, clock: SetClock, served: in
 
 def test_an_unknown_path_is_not_found_and_head_has_no_body(served: int) -> None:
     assert get(served, "/health")[0] == 404
-    connection = HTTPConnection("127.0.0.1", served, timeout=5)
+    connection = HTTPConnection("127.0.0.1", served, timeout=TIMEOUT_S)
     connection.request("HEAD", "/livez")
     response = connection.getresponse()
     assert (response.status, response.read()) == (200, b"")
@@ -197,7 +198,7 @@ def test_an_unknown_path_is_not_found_and_head_has_no_body(served: int) -> None:
 def test_a_client_that_says_nothing_delays_neither_others_nor_the_end(health: Health) -> None:
     metrics = WorkerMetrics(health=health)
     port = metrics.start()
-    with socket.create_connection(("127.0.0.1", port), timeout=5):
+    with socket.create_connection(("127.0.0.1", port), timeout=TIMEOUT_S):
         assert get(port, "/livez")[0] == 200
         stopping = threading.Thread(target=metrics.stop)
         stopping.start()
