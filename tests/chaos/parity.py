@@ -136,7 +136,7 @@ class ParityRun:
         stolen, others, quiet, watched = cards[:6], cards[6:9], cards[10:20], cards[20:90]
         half = datetime.fromtimestamp(self._sent[len(self._sent) // 2].timestamp_ms / 1_000, UTC).isoformat()
         by_card = ("--field", "card_id", "--kind")
-        for_long = ("suppress", "--for", "365d", "--cap", "1000000000")
+        for_long = ("suppress", "--for", "90d", "--cap", "1000000000")
         do, lists = partial(partial, self._command), partial(partial, self._command, "lists")
         steps: list[Callable[[], None]] = [
             partial(self._rule, "likely"),

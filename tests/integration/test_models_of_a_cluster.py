@@ -124,7 +124,7 @@ def somebody_else(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> list[Cha
         if left:
             (writer := ControlWriter(cluster.bootstrap, cluster.settings)).fence()
             published = read(cluster.bootstrap, cluster.settings)
-            changes = VersionChanges(published, Registry(cluster.settings.registry_path), writer)
+            changes = VersionChanges(published, Registry(cluster.settings.registry_path), writer, cluster.settings)
             changes.set_policy({"threshold": next(percent) / 100}, left.pop())
         return found
 

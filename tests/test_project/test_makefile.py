@@ -10,12 +10,11 @@ from tests.helpers.worker import ROOT
 STARTED, ENDED = "it runs", "it has ended"
 PROGRAM = f"""#!{sys.executable}
 import signal
-signal.signal(signal.SIGINT, signal.default_int_handler)
-try:
-    print({STARTED!r}, flush=True)
-    signal.pause()
-except KeyboardInterrupt:
-    print({ENDED!r}, flush=True)
+# Or one that comes before the wait begins would be lost.
+signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+print({STARTED!r}, flush=True)
+signal.sigwait([signal.SIGINT])
+print({ENDED!r}, flush=True)
 """
 AT_TERMINAL = """
 import fcntl, os, sys, termios
