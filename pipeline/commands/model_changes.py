@@ -23,6 +23,7 @@ from pipeline.models.known import KnownVersion
 from pipeline.models.publish import ControlWriter, changed
 from pipeline.models.registry import POLICY
 from pipeline.observability.terminal import printable
+from pipeline.scoring.errors import ModelError
 from pipeline.scoring.trees import MOST_LEAVES, MOST_TREES
 from schemas.times import utc_text
 
@@ -49,8 +50,18 @@ def rollback(change: ChangeAuthor, at: Cluster) -> None:
 
     Call it again to go further back. Thresholds that were paced belong to the versions that they were paced for.
     """
-    active = changed(VersionChanges.on, *at(), lambda changes: changes.rollback(change))
-    click.echo(now_active(active))
+    seen = list[Active]()
+
+    def gone_back(changes: VersionChanges) -> Active:
+        seen.append(changes.active())
+        if seen[-1] != seen[0]:
+            raise ModelError(
+                f"somebody else has changed the active versions meanwhile to {' and '.join(seen[-1])}, and nothing of "
+                "this was written: look at `fraud-pipeline models history`, and run it again to go back"
+            )
+        return changes.rollback(change)
+
+    click.echo(now_active(changed(VersionChanges.on, *at(), gone_back)))
 
 
 @click.command()

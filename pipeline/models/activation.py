@@ -68,9 +68,10 @@ class Activations:
         """Return ``model_set`` with the activations whose contents are there, each as a whole or not at all.
 
         The newest comes first: an older one matters only for names for which no newer one could be applied. One whose
-        content cannot be read, or is incomplete, stays pending; one with a version that cannot be used is refused.
+        content cannot be read stays pending, and so does the newest of each name that is incomplete; one with a version
+        that cannot be used is refused.
         """
-        applied: frozenset[str] = frozenset()
+        applied, incomplete_names = frozenset[str](), frozenset[str]()
         left: list[_Pending] = []
         for activation, names, incomplete in reversed(self._pending):
             if not (names_left := names - applied):
@@ -83,8 +84,9 @@ class Activations:
             try:
                 model_set = model_set.updated(*versions)
             except ModelError as error:
-                if waits := isinstance(error, ModelIncomplete):
+                if waits := isinstance(error, ModelIncomplete) and not names_left <= incomplete_names:
                     left.append(_Pending(activation, names_left, incomplete=True))
+                    incomplete_names |= names_left
                 for version in () if incomplete else versions:
                     state = "is not active yet, and is tried again" if waits else "is refused"
                     log.error("%s version %s %s: %s", version.name, version.version, state, error)

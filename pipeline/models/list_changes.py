@@ -204,14 +204,15 @@ class ListChanges:
         refuse_proposer(self._published.history, assessed, author.by, self._writer.key_id, what)
         change = read_manifest(list_payload(self._published, reference)).change
         parts = [part for part in self._log.changes(change) if part.change == change]
-        entries = [entry for part in parts for entry in part.entries]
+        definitions = {**{each.name: each for each in parts[0].definitions}, **self.contents.definitions}
+        entries = [self._checked(definitions[entry.list], entry) for part in parts for entry in part.entries]
         new = [each for each in parts[0].definitions if each.name not in self.contents.definitions]
         merged = replace(parts[0], definitions=new, entries=entries, forgotten=0)
         return self._write(merged, author, approves=reference.version)
 
     def forget(self, field: str, value: str, author: ChangeAuthor) -> None:
         """Take a value of a field out of all changes there ever were, and let workers read them again."""
-        self._writer.records([part_record(part) for part in self._log.forgotten(field, value)])
+        self._writer.records([part_record(part) for part, _ in self._log.forgotten(field, value)])
         self.contents = ListContents(self._log.changes(self._change))
         self._write(ListChange(change=""), author, approves="forgotten")
 

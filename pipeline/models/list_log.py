@@ -70,23 +70,23 @@ class ListLog:
         self._trusted = TrustedRecords(settings, on_refused)
         self._built, self._end = NO_LISTS, 0
         """What was loaded last, and the offset up to which it was read."""
-        self._lacking = "", -1
-        """A change that lacks parts, and the offset up to which there were none."""
+        self._lacking = dict[str, int]()
+        """Changes that lack parts, and the offset up to which there were none."""
 
     def load(self, payload: bytes) -> ListSet:
         """Return the lists that the content of a version names.
 
-        Parts are waited for once: asked for the same version again, it looks at what came since.
+        Parts are waited for where no other change lacks any; asked again, it looks at what came since.
 
         Raises:
             ModelIncomplete: Parts are missing.
             ModelError: It cannot be used.
         """
         change = read_manifest(payload).change
-        deadline_s = time.monotonic() + (0.0 if change == self._lacking[0] else _MISSING_S)
+        deadline_s = time.monotonic() + (0.0 if self._lacking else _MISSING_S)
         while True:
             base, end = self._built, self._readable_end()
-            if self._lacking == (change, end):
+            if self._lacking.get(change) == end:
                 raise self.lacks(change)
             parts = self._read(self._end, end)
             forgotten = any(head.forgotten for of_change in parts.values() for head, _ in of_change.values())
@@ -97,11 +97,12 @@ class ListLog:
             if chain is not None:
                 break
             if time.monotonic() >= deadline_s:
-                self._lacking = change, end
+                self._lacking[change] = end
                 raise self.lacks(change)
             if self._waiting is not None:
                 self._waiting()
             time.sleep(_LOOK_S)
+        self._lacking.pop(change, None)
         self._built, self._end = base.followed_by(payload, _decoded(chain)), end
         return self._built
 
@@ -112,15 +113,15 @@ class ListLog:
             raise self.lacks(change)
         yield from _decoded(chain)
 
-    def forgotten(self, field: str, value: str) -> Iterator[ListChange]:
-        """Yield the parts that hold a value of a field, without it: of all changes, activated or not."""
+    def forgotten(self, field: str, value: str) -> Iterator[tuple[ListChange, int]]:
+        """Yield the parts that hold a value of a field, without it, and how often: of all changes, activated or not."""
         parts = [_decode(value) for of_change in self.parts().values() for _, value in of_change.values()]
         names = {each.name for part in parts for each in part.definitions if each.field == field}
         for part in parts:
             entries = [entry for entry in part.entries if entry.list not in names or entry.value != value]
             removed = [pair for pair in part.removed if pair[0] not in names or pair[1] != value]
             if (count := len(part.entries) + len(part.removed) - len(entries) - len(removed)) > 0:
-                yield replace(part, entries=entries, removed=removed, forgotten=part.forgotten + count)
+                yield replace(part, entries=entries, removed=removed, forgotten=part.forgotten + count), count
 
     def parts(self) -> _Parts:
         """Return the parts of all changes, activated or not."""

@@ -6,7 +6,9 @@ call, and then writes, knows that nobody came between.
 """
 
 import os
+import random
 import socket
+import time
 from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime
 from typing import Any, Final, NamedTuple, Self, TypeVar
@@ -89,12 +91,16 @@ class ControlWriter:
     def undisturbed(self, read: Callable[[], None], decide: Callable[[], T]) -> T:
         """Read, decide and write, again if somebody else has written meanwhile.
 
+        Between two attempts it rests for a random time, as long as they take at most: two programs that began at once
+        would else take the right from each other for ever.
+
         Args:
             read: Reads what ``control`` has by now.
             decide: Decides by that, writes if it wants to, and returns its result.
         """
         fenced = 0
         while True:
+            began_s = time.monotonic()
             self.fence()
             read()
             try:
@@ -103,6 +109,7 @@ class ControlWriter:
                 fenced += 1
                 if fenced == _MOST_FENCED:
                     raise
+                time.sleep(random.uniform(0.0, fenced * (time.monotonic() - began_s)))  # noqa: S311 (no secret)
 
     def contents(self, contents: Sequence[VersionToPublish]) -> list[VersionReference]:
         """Write contents and return references to them."""

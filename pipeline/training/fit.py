@@ -275,6 +275,7 @@ class _Trees:
         config: How trees are grown.
         features: The features that trees may ask for.
         pilot: Scores rows to sample them; without, it is grown on the first rows that are sampled.
+        sample: Name of the sample that legitimate rows are drawn by.
     """
 
     def __init__(
@@ -283,10 +284,11 @@ class _Trees:
         config: TrainingConfig,
         features: Sequence[str],
         pilot: "_Pilot | None" = None,
+        sample: str = TRAINING_SAMPLE,
     ) -> None:
         self._data, self._config, self._features, self.pilot = data, config, features, pilot
         # By identity: whatever the history begins with, the same transactions are drawn.
-        self._draws = sample_positions(data.identity.astype(np.uint64), f"{TRAINING_SAMPLE}/{config.seed}")
+        self._draws = sample_positions(data.identity.astype(np.uint64), f"{sample}/{config.seed}")
         # A column of one value is never asked for: the trees are those of a kernel with all its features all the same.
         self._others = [column for column, name in enumerate(FEATURES) if name not in features]
 
@@ -371,7 +373,9 @@ class _Trees:
                 legitimate_rows=max(1, config.legitimate_rows // 2),
                 pilot_trees=0,
             )
-            grown = _Trees(self._data, of_pilot, self._features).grown(rows, config.pilot_trees)
+            # By draws of its own: it scores what it was grown on too low, and that must not decide what is sampled.
+            own = _Trees(self._data, of_pilot, self._features, sample=f"{TRAINING_SAMPLE}/pilot")
+            grown = own.grown(rows, config.pilot_trees)
             self.pilot = _Pilot(grown, np.full(len(self._data.fraud), np.nan))
         return sampling_rates(self.pilot.scores(self._data, legitimate, config.threads), wanted)
 

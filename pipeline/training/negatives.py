@@ -13,16 +13,18 @@ from numpy.typing import NDArray
 
 EVEN_SHARE: Final = 0.5
 """Share of a sample that does not depend on scores: no weight grows far beyond that of an even sample."""
+LEAST_SCORE: Final = 1e-12
+"""Scores below it count as it: a sum of rates needs them above 0."""
 
 
 def sampling_rates(score: NDArray[np.float64], rows: float) -> NDArray[np.float64]:
     """Return the probability at which each transaction is sampled, shape (n,): the smaller of 1 and a + b score.
 
     Args:
-        score: Of the pilot for each transaction, above 0; shape (n,).
+        score: Of the pilot for each transaction; shape (n,).
         rows: How many are to be sampled, on average; less than n. ``a`` n are `EVEN_SHARE` of them.
     """
-    n = len(score)
+    n, score = len(score), np.maximum(score, LEAST_SCORE)
     even = EVEN_SHARE * rows / n
     highest = np.sort(score)[::-1]
     # With the k highest sampled for certain, k = 0, 1, ...: what is left goes to the others by their scores.
