@@ -9,11 +9,20 @@ from tests.helpers.worker import ROOT
 
 STARTED, ENDED = "it runs", "it has ended"
 PROGRAM = f"""#!{sys.executable}
-import signal
-# Or one that comes before the wait begins would be lost.
+import os, signal, time
+
+def of_make(name):
+    with open(f"/proc/{{os.getppid()}}/status") as status:
+        return next(line.split()[1] for line in status if line.startswith(name))
+
+# Blocked, or a signal that comes before the wait for it would be lost.
 signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+while of_make("State:") != "S":  # It does not wait for this program yet.
+    time.sleep(0.001)
 print({STARTED!r}, flush=True)
 signal.sigwait([signal.SIGINT])
+while not int(of_make("SigBlk:"), 16) >> signal.SIGINT - 1 & 1:  # It does not handle the signal yet.
+    time.sleep(0.001)
 print({ENDED!r}, flush=True)
 """
 AT_TERMINAL = """
