@@ -63,7 +63,7 @@ _list_options = option_group(
     click.option("--cap", help="Sum of the amounts of suppressed hits at which a suppression ends, such as 500.00."),
     _tokens,
 )
-"""What describes a list that is new, and what entries have that do not say it themselves."""
+"""Options of a new list, and of entries that do not say it themselves."""
 
 
 @click.group()

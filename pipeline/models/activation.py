@@ -84,10 +84,13 @@ class Activations:
             try:
                 model_set = model_set.updated(*versions)
             except ModelError as error:
-                if waits := isinstance(error, ModelIncomplete) and not names_left <= incomplete_names:
+                waits = isinstance(error, ModelIncomplete) and not names_left <= incomplete_names
+                if waits:
                     left.append(_Pending(activation, names_left, incomplete=True))
                     incomplete_names |= names_left
-                for version in () if incomplete else versions:
+                    if incomplete:
+                        continue
+                for version in versions:
                     state = "is not active yet, and is tried again" if waits else "is refused"
                     log.error("%s version %s %s: %s", version.name, version.version, state, error)
                     self._on_refused(version.name)

@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 MOST_SEARCHES: Final = 10
 """Contents that are looked for between two batches."""
 INCOMPLETE_S: Final = 5.0
-"""From one look for the rest of an incomplete version to the next."""
+"""Pause between two looks for the rest of an incomplete version."""
 
 
 class ModelSubscriber:

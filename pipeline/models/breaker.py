@@ -118,7 +118,7 @@ class Breaker:
             while True:
                 self._waiting()
                 if self._counts.trips(self._changes.rules):
-                    self._writer.undisturbed(self._refresh, self._stop)
+                    self._writer.undisturbed(self._stop, self._refresh)
                 self._counts.grown.clear()
                 self._take(self._feed.new(_POLL_S))
                 self._activated(self._control.poll(0))

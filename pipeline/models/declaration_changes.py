@@ -79,7 +79,7 @@ def publish_declaration(bootstrap: str, settings: Settings, declaration: Declara
         writer.activate(writer.contents([content]), ModelChange(by=by))
         return DeclarationChange(None if active is None else FeatureSet(active), made)
 
-    return writer.undisturbed(published.refresh, decide)
+    return writer.undisturbed(decide, published.refresh)
 
 
 def refuse_other_meaning(made: FeatureSet, published: Sequence[Declaration]) -> None:

@@ -56,7 +56,7 @@ def release(bootstrap: str, settings: Settings, source: str, author: ChangeAutho
         TopicError: ``examples`` cannot be read.
     """
     writer = ControlWriter(bootstrap, settings)
-    return writer.undisturbed(lambda: None, lambda: _release(bootstrap, settings, writer, source, author))
+    return writer.undisturbed(lambda: _release(bootstrap, settings, writer, source, author))
 
 
 def _release(

@@ -36,7 +36,7 @@ from schemas.times import US_PER_DAY
 PROPOSED: Final = "lists proposed"
 """Outcome of the assessment that records a change for a second person."""
 LONGEST_DAYS: Final = 90
-"""Days within which an entry expires that keeps alerts away."""
+"""Longest validity of an entry that keeps alerts away."""
 WIDE_SHARE: Final = 0.01
 """Share of a week's traffic above which a change of an allow list needs a second person."""
 _LATEST_US: Final = timestamp_us(datetime(9999, 12, 31, tzinfo=UTC))

@@ -240,7 +240,7 @@ class Pacer:
             writer.activate(references, change)
             return True
 
-        if not writer.undisturbed(self._refresh, activate):
+        if not writer.undisturbed(activate, self._refresh):
             # What was decided by is no longer active: decide again.
             self._decided_hour = None
             return

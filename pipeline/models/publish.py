@@ -88,15 +88,15 @@ class ControlWriter:
         self._holder = TransactionalProducer(self._bootstrap, self._settings, self._settings.topic(TRANSACTIONAL_ID))
         return self._holder
 
-    def undisturbed(self, read: Callable[[], None], decide: Callable[[], T]) -> T:
+    def undisturbed(self, decide: Callable[[], T], read: Callable[[], None] = lambda: None) -> T:
         """Read, decide and write, again if somebody else has written meanwhile.
 
         Between two attempts it rests for a random time, as long as they take at most: two programs that began at once
         would else take the right from each other for ever.
 
         Args:
-            read: Reads what ``control`` has by now.
-            decide: Decides by that, writes if it wants to, and returns its result.
+            decide: Decides by what was read, writes if it wants to, and returns its result.
+            read: Reads what ``control`` has by now, where ``decide`` does not read it itself.
         """
         fenced = 0
         while True:
@@ -217,7 +217,7 @@ def changed(
         WriterFenced: Others have written meanwhile, again and again; nothing became active.
     """
     writer = ControlWriter(bootstrap, settings)
-    return writer.undisturbed(lambda: None, lambda: decide(read(bootstrap, settings, writer)))
+    return writer.undisturbed(lambda: decide(read(bootstrap, settings, writer)))
 
 
 class ServiceEnded(Exception):

@@ -168,11 +168,11 @@ def propose(
         found = compare_recipes(rows, champion, proposed, period, limits, options, fold_days)
     except ModelError as error:
         failed = ModelChange(FAILED, author.by, f"{author.reason} {error}", figures)
-        writer.undisturbed(lambda: None, lambda: writer.assess(FAILED, [], against, failed))
+        writer.undisturbed(lambda: writer.assess(FAILED, [], against, failed))
         raise
     figures |= found.judgement.figures
     return writer.undisturbed(
-        topics.read_control, lambda: _concluded(topics, writer, look, found, author, second_approval=second_approval)
+        lambda: _concluded(topics, writer, look, found, author, second_approval=second_approval), topics.read_control
     )
 
 

@@ -221,7 +221,7 @@ class Retrainer:
             self._topics.read_control()
             self._sole.refuse_other(self._topics.published.history)
 
-        return self._writer.undisturbed(read, decide)
+        return self._writer.undisturbed(decide, read)
 
     def _frozen(self) -> LearningSwitch | None:
         """Return the switch that stops learning; None while models learn."""

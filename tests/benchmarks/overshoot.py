@@ -1,4 +1,4 @@
-"""How far a flooding rule, or a suppression, exceeds its cap: a real broker, several partitions.
+"""Excess of a flooding rule, or of a suppression, over its cap: a real broker, several partitions.
 
 One JSON line for each way of a rule, with and without breaker and bounds; with ``--suppression`` one of `lists caps`::
 

@@ -78,7 +78,7 @@ def readable(
 
 
 class TrustedRecords:
-    """Reads ``models`` and ``control``, whose records the settings may want to be signed; for one reader of each.
+    """Reader of internal topics whose records the settings may want to be signed; for one reader of each.
 
     Raises:
         KeyFileError: A key that the settings name cannot be read.

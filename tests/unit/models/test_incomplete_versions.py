@@ -72,3 +72,21 @@ def test_many_incomplete_versions_keep_no_other_one_back(monkeypatch: pytest.Mon
     model_set = published.activations.apply(model_set, published.find)
     assert not published.activations.has_incomplete
     assert len(model_set.lists) == CHANGES
+
+
+def test_an_incomplete_version_whose_rest_is_damaged_is_refused(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(list_log, "_MISSING_S", 0.0)
+    published, log = Published(), MemoryLog()
+    added = ListChange(change="", definitions=[definition("home")], entries=[entry("home", "v0")])
+    published.activate(lists=manifest_payload(log.write(added), "", 1))
+    part = log.records.pop()
+    model_set = ModelSet(lambda: first_river(""), lambda _: first_river(""), load_lists=log.load)
+    assert published.activations.apply(model_set, published.find) is model_set
+    log.records.append(part.replace(b'"v0"', b'"vX"'))
+    assert published.activations.apply(model_set, published.find) is model_set
+    assert not published.activations.has_incomplete
+    first, last = (record.getMessage() for record in caplog.records)
+    assert "is not active yet, and is tried again" in first
+    assert "is refused: change" in last
