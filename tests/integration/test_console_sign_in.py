@@ -54,7 +54,8 @@ class Tab:
         self.page.get_by_role("button", name=name).click()
 
     def check(self) -> None:
-        """Check the page that is shown."""
+        """Check the page that is shown, with its styles."""
+        self.page.wait_for_load_state()
         response = Axe().run(self.page).response
         assert len(response["passes"]) > 10
         assert [(found["id"], found["nodes"][0]["html"]) for found in response["violations"]] == []

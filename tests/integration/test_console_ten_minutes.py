@@ -30,6 +30,10 @@ class Analyst:
     def press(self, key: str) -> None:
         self.page.keyboard.press(key)
 
+    def await_scripts(self) -> None:
+        """Wait until the page hears keys: its scripts come behind its text."""
+        expect(self.page.locator("#status dl")).to_be_visible()
+
     def done(self, sentence: str) -> None:
         """Wait until the page says that it is done."""
         expect(self.page.locator("[data-done]")).to_contain_text(sentence)
@@ -42,6 +46,7 @@ class Analyst:
             self.page.wait_for_function("address => location.href !== address", arg=before)
             heading = self.page.get_by_role("heading", level=1)
             expect(heading).to_contain_text("open")
+            self.await_scripts()
             if bool(self.page.locator("h1 .tag.audit").count()) == blind:
                 return heading.inner_text().split()[1]
 
@@ -71,7 +76,9 @@ def analyst(cluster: Cluster, start: Starter, browser: Browser, tmp_path: Path) 
     page.goto(link[0])
     page.get_by_role("button", name="Sign in").click()
     expect(page.locator("#rows tbody tr").first).to_be_visible()
-    yield Analyst(page, cluster)
+    analyst = Analyst(page, cluster)
+    analyst.await_scripts()
+    yield analyst
     page.close()
     assert failures == []
     assert console.stop() == 0
