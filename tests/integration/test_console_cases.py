@@ -28,7 +28,7 @@ from schemas.messages import Alert, CaseEvent, Label
 from schemas.topics import CASE_EVENTS, LABELS
 from tests.helpers.case_topics import KEY, NOON, alert_of, console, decision_of, event_of, label_of, publish, table_rows
 from tests.helpers.topics import Cluster
-from tests.helpers.waiting import eventually
+from tests.helpers.waiting import TIMEOUT_S, eventually
 
 pytestmark = pytest.mark.broker
 
@@ -66,6 +66,12 @@ class Desk:
         """Labels of the one transaction, oldest first."""
         labels = [view.label for view in self.store.labels_of("t1", "card-1")]
         return [(label.source, label.label, label.analyst or "") for label in labels]
+
+
+@pytest.fixture(autouse=True)
+def _patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A busy machine may take its time to read back what was written."""
+    monkeypatch.setattr("pipeline.console.actions.READ_BACK_S", TIMEOUT_S)
 
 
 @pytest.fixture
@@ -115,6 +121,8 @@ def test_a_reader_goes_on_where_it_stopped(cluster: Cluster, tmp_path: Path) -> 
     changed: list[frozenset[str]] = []
     with console(cluster.settings, path, on_change=changed.append) as (store, _):
         assert store.queue(QueueFilter(), 0).total == 2
+        # The reader says that it has caught up before it says what has changed.
+        eventually(lambda: bool(changed))
         assert changed == [{"case-2"}]
         assert all(store.positions()[name] >= behind for name, behind in positions.items())
 
@@ -247,6 +255,7 @@ def test_what_somebody_else_holds_cannot_be_answered(open_desk: Callable[..., De
     desk.actions.claim("case-1", "ann", claim_id)
     desk.actions.claim("case-1", "ann", claim_id)
     assert desk.case().row.holder == "ann"
+    eventually(lambda: all(other.has_read(alert_of(number)) for number in (1, 2)))
     eventually(lambda: other.case().row.holder == "ann")
     with pytest.raises(ActionRefused, match="ann holds this case"):
         other.actions.claim("case-1", "bob", new_id())
