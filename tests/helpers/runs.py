@@ -49,6 +49,8 @@ class Run:
                 self.process.wait(POLL_S)
             except subprocess.TimeoutExpired:
                 continue
+            if text in " ".join(self.output.split()):
+                break  # the last that it said
             pytest.fail(f"the run ended without {text!r}:\n{self.output}\n{self.errors}")
         return psutil.Process(self.process.pid).children(recursive=True)
 

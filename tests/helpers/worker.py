@@ -15,6 +15,8 @@ from tests.helpers.waiting import TIMEOUT_S
 
 POLL_S = 0.05
 LONGEST_PAUSE_S = 1.0
+FOLLOWERS = 2
+"""Agents of a worker that follow versions."""
 ROOT = Path(__file__).parents[2]
 
 WORKER = ("-m", "pipeline.cli", "worker")
@@ -64,13 +66,23 @@ class Worker:
         deadline_s = time.monotonic() + TIMEOUT_S
         looked_s = time.monotonic()
         while not condition():
-            assert self.process.poll() is None, f"the worker ended with {self.process.returncode}:\n{self.output}"
+            if self.process.poll() is not None:
+                # What it did last may have made it true.
+                assert condition(), f"the worker ended with {self.process.returncode}:\n{self.output}"
+                return
             assert time.monotonic() < deadline_s, f"the condition did not come true; the worker said:\n{self.output}"
             time.sleep(min(max(POLL_S, 4 * (time.monotonic() - looked_s)), LONGEST_PAUSE_S))
             looked_s = time.monotonic()
 
     def until_it_says(self, text: str) -> None:
         self.until(lambda: text in self.output)
+
+    def until_active(self, name: str, version: str, *, was: str = "") -> None:
+        """Wait until a version is active in both agents that follow them, of which one decides.
+
+        ``was``: the version before, where this one was active earlier.
+        """
+        self.until(lambda: self.output.count(f"{name} version {version} is active (was {was}") >= FOLLOWERS)
 
     def code(self) -> int:
         """Its exit code, once it has ended."""

@@ -70,14 +70,13 @@ def test_partitions_stop_a_rule_through_a_death_and_the_breaker_stops_it_until_i
     stopped = published.model_set.rules.version
     assert published.history.events[-1].figures["trips"][0]["alerts"] > CAP
 
-    # Two agents of the worker follow the sets.
-    second.until(lambda: second.output.count(f"rules version {stopped} is active") == 2)
+    second.until_active("rules", stopped)
     bought(cluster, range(300, 340), hour=2)
     second.until(lambda: len(cluster.decisions()) == 340)
     assert by_rule(cluster.decisions(), range(300, 340)) == {}
     cluster.command("rules", "activate", "flood", "--reason", "It was meant so.", "--by", "mona", code=0)
     active = PublishedVersions.on(cluster.bootstrap, cluster.settings).model_set.rules.version
-    second.until(lambda: second.output.count(f"rules version {active} is active (was {stopped})") == 2)
+    second.until_active("rules", active, was=stopped)
     bought(cluster, range(340, 350), hour=3)
     second.until(lambda: len(cluster.decisions()) == 350)
     assert by_rule(cluster.decisions(), range(340, 350)).total() == 10

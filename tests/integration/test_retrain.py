@@ -99,6 +99,7 @@ def test_a_challenger_becomes_active_and_a_bad_version_goes_again(
     assert sum(promoted.figures["offsets"]["accepted-labels"].values()) >= int(bought["fraud"].sum())
 
     # A day later everything goes on under the new version, until somebody publishes one that alerts on everything.
+    worker.until_active("lightgbm", found["lightgbm"])
     later["event_time"] += pd.Timedelta(days=1)
     later.index = range(len(bought), len(bought) + len(later))
     half = len(later) // 2
@@ -110,7 +111,7 @@ def test_a_challenger_becomes_active_and_a_bad_version_goes_again(
     bad_policy = policy(0.5, lightgbm_version=loud.version)
     contents = [("lightgbm", loud.version, loud.to_payload()), ("policy", bad_policy.version, bad_policy.to_payload())]
     publish_active(cluster.bootstrap, cluster.settings, [VersionToPublish(*content) for content in contents])
-    worker.until_it_says(f"lightgbm version {loud.version} is active")
+    worker.until_active("lightgbm", loud.version)
     buy(cluster, later.iloc[half:])
     worker.until(lambda: len(cluster.decisions()) >= len(bought) + len(later))
     assert served(cluster, len(bought) + half) == {loud.version}

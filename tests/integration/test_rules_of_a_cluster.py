@@ -99,7 +99,8 @@ def test_rules_of_a_policy_go_on_until_they_are_adopted_and_then_in_the_set(clus
     bought(cluster, range(100))
     worker.until(lambda: len(cluster.decisions()) == 100)
     cluster.command("rules", "adopt", *WHY, code=0)
-    worker.until(lambda: "rules version" in worker.output)
+    adopted = PublishedVersions.on(cluster.bootstrap, cluster.settings).model_set.rules.version
+    worker.until_active("rules", adopted)
     bought(cluster, range(100, 200))
     worker.until(lambda: len(cluster.decisions()) == 200)
     assert worker.stop() == 0, worker.output
