@@ -38,7 +38,7 @@ from tests.helpers.champion import policy
 from tests.helpers.logs import after, feature_row, label, microseconds, transaction
 from tests.helpers.models import small_model
 from tests.helpers.topics import Cluster
-from tests.helpers.waiting import TIMEOUT_S
+from tests.helpers.waiting import TIMEOUT_S, eventually
 
 pytestmark = pytest.mark.broker
 
@@ -217,7 +217,8 @@ def test_an_export_that_is_killed_goes_on_where_whole_files_end(cluster: Cluster
         before = len(files(out, TRANSACTIONS))
         process = subprocess.Popen(command, env=environment(cluster.settings), stderr=subprocess.DEVNULL)
         deadline_s = time.monotonic() + TIMEOUT_S
-        while len(files(out, TRANSACTIONS)) == before and time.monotonic() < deadline_s:
+        # On a busy machine it may have written all before anybody sees a file.
+        while len(files(out, TRANSACTIONS)) == before and process.poll() is None and time.monotonic() < deadline_s:
             time.sleep(0.001)
         process.send_signal(signal.SIGKILL)
         process.wait(TIMEOUT_S)
@@ -353,6 +354,7 @@ def test_a_topic_made_anew_is_another_one(cluster: Cluster, tmp_path: Path) -> N
     name = cluster.settings.topic(TRANSACTIONS.name)
     for future in client.delete_topics([name], operation_timeout=30).values():
         future.result()
+    eventually(lambda: name not in client.list_topics(timeout=TIMEOUT_S).topics)
     anew = Cluster(cluster.settings)
     anew.buy(2, after(1))
     anew.flush()

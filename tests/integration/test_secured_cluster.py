@@ -324,7 +324,7 @@ def test_the_gateway_writes_tokens_by_its_role(by_role: Roles, tmp_path: Path) -
 
 
 def test_the_replayer_feeds_a_simulation_and_reviews_its_alerts(
-    secured: Secured, by_role: Roles, tmp_path: Path, start: Starter
+    secured: Secured, by_role: Roles, tmp_path: Path, start: Starter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def client(name: str) -> Client:
         found = client_of(secured, "LOGIN", name, "simulated.", tmp_path / name)
@@ -335,12 +335,16 @@ def test_the_replayer_feeds_a_simulation_and_reviews_its_alerts(
     given = [option for role in ("replayer", "worker") for option in ("--principal", f"{role}=User:{role}")]
     assert "access rules created" in root.run("acl", *given, "--apply")
     assert "created" in root.run("topics")
-    Cluster(root.whole).publish()
+    cluster = Cluster(root.whole)
+    cluster.publish()
     frame = simulate_days(make_profiles(np.random.default_rng(1), 60, 120), 1, 20, 1).head(20)
     frame.assign(amount=LARGE_AMOUNT).to_parquet(file := tmp_path / "history.parquet", index=False)
     worker = start(client("worker").whole)
-    # The replayer waits for alerts for some seconds behind what the card agent has read.
-    worker.until_it_says("score: assigned")
+    # The replayer waits for alerts for a second behind what the card agent has read: a busy score agent needs more.
+    monkeypatch.setattr("pipeline.replay.replayer._QUIET_S", 10.0)
+    cluster.buy(1, frame["event_time"].iloc[0].to_pydatetime())
+    cluster.flush()
+    worker.until(lambda: len(cluster.decisions()) == 1)
     run = client("replayer").run("replay", str(file), "--review-delay", "60", "--max-in-flight", "5")
     summary = json.loads(run.splitlines()[-1])
     assert (summary["transactions"], summary["stopped"]) == (20, False)
