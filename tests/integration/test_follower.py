@@ -46,7 +46,8 @@ def test_all_that_was_committed_before_a_call_is_read_by_it(cluster: Cluster) ->
 def test_what_an_open_transaction_hides_is_waited_for(cluster: Cluster) -> None:
     """A restore would end before it: what was committed behind an open transaction cannot be read yet."""
     name = cluster.settings.topic(MODELS.name)
-    producer = Producer(producer_config(cluster.bootstrap, transactional_id=f"{name}-writer"))
+    held = {"transaction.timeout.ms": 600_000}  # no broker ends it while the test looks
+    producer = Producer(producer_config(cluster.bootstrap, transactional_id=f"{name}-writer", overrides=held))
     producer.init_transactions(TIMEOUT_S)
     producer.begin_transaction()
     producer.produce(name, b"hidden", b"k", partition=0)

@@ -28,8 +28,9 @@ while True:
 
 
 def test_a_killed_member_leaves_its_group_through_its_successor(
-    kafka_settings: Settings, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    kafka_settings: Settings, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("pipeline.kafka.session.membership.LEAVE_S", TIMEOUT_S)
     bootstrap, group = str(kafka_settings.kafka_bootstrap_servers), kafka_settings.topic("card")
     ensure_topics(bootstrap, kafka_settings, [TRANSACTIONS])
     command = [sys.executable, "-c", MEMBER, bootstrap, group, kafka_settings.topic(TRANSACTIONS.name)]

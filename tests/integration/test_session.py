@@ -642,11 +642,14 @@ def test_a_client_that_cannot_go_on_is_replaced_and_nothing_is_done_twice(
             opened.poll(0.1)
 
 
+LONG_OPEN = {"transaction.timeout.ms": 600_000}
+"""For transactions that no broker ends while a test waits."""
+
+
 def left_open(settings: Settings, instance: str, producer: str) -> Producer:
     """Begin a transaction of a producer of an instance's card agent: a record, and an offset of its group."""
-    long_timeout = {"transaction.timeout.ms": 600_000}  # no broker ends it while a test waits
     name = f"{settings.topic(producer)}-{instance}"
-    left = Producer(producer_config(servers(settings), transactional_id=name, overrides=long_timeout))
+    left = Producer(producer_config(servers(settings), transactional_id=name, overrides=LONG_OPEN))
     left.init_transactions(TIMEOUT_S)
     left.begin_transaction()
     left.produce(settings.topic(PROFILED.name), b"unfinished", partition=0)
@@ -703,9 +706,8 @@ def test_nobody_ends_transactions_of_an_instance_that_released_its_partitions(se
 def test_what_an_earlier_process_left_open_is_ended_before_anything_is_read(settings: Settings) -> None:
     """Checks at a start, restores and readers of results waited for it until the brokers' time limit."""
     name, client = settings.topic(PROFILED.name), admin_client(servers(settings))
-    left = Producer(
-        producer_config(servers(settings), transactional_id=f"{settings.topic('card')}.2-{settings.instance}")
-    )
+    of_card = f"{settings.topic('card')}.2-{settings.instance}"
+    left = Producer(producer_config(servers(settings), transactional_id=of_card, overrides=LONG_OPEN))
     left.init_transactions(TIMEOUT_S)
     left.begin_transaction()
     left.produce(name, b"unfinished", partition=0)

@@ -549,7 +549,8 @@ def test_a_snapshot_belongs_to_the_topics_that_its_state_is_replayed_from(bootst
 
 def test_a_start_that_an_open_transaction_holds_says_so_and_is_live(bootstrap: str, settings: Settings) -> None:
     """A startup probe found a closed port, and ended the worker again and again."""
-    writer = Producer(producer_config(bootstrap, transactional_id=settings.topic("holding")))
+    held = {"transaction.timeout.ms": 600_000}  # no broker ends it while the test looks
+    writer = Producer(producer_config(bootstrap, transactional_id=settings.topic("holding"), overrides=held))
     writer.init_transactions(TIMEOUT_S)
     writer.begin_transaction()
     writer.produce(settings.topic(CONTROL.name), b"{}")
@@ -637,4 +638,5 @@ def test_a_broker_that_stops_makes_the_worker_unready_and_its_return_ready(own_b
         eventually(lambda: not health.ready().ok)
         own_broker.start()
         eventually(lambda: health.ready().ok)
-        assert health.unreachable_s() == 0
+        # A broker that has just come back may leave a question after the first one unanswered.
+        eventually(lambda: health.unreachable_s() == 0)

@@ -177,7 +177,8 @@ def test_an_open_transaction_ends_the_readable_log(kafka_settings: Settings) -> 
     settings = with_changes(kafka_settings, card_partitions=1)
     ensure_topics(bootstrap, settings, [TRANSACTIONS])
     name = settings.topic("transactions")
-    producer = Producer(producer_config(bootstrap, transactional_id=settings.topic("writer")))
+    held = {"transaction.timeout.ms": 600_000}  # no broker ends it while the test looks
+    producer = Producer(producer_config(bootstrap, transactional_id=settings.topic("writer"), overrides=held))
     producer.init_transactions(TIMEOUT_S)
     producer.begin_transaction()
     producer.produce(name, b"open", b"card")

@@ -22,6 +22,7 @@ from pipeline.kafka.writers.transactions import FENCED, TransactionalWriter
 from pipeline.settings import Settings
 from schemas.records import Output, Record
 from schemas.topics import ALERTS, DECISIONS, PROFILED, PROGRESS, TRANSACTIONS
+from tests.helpers.waiting import eventually
 
 pytestmark = pytest.mark.broker
 
@@ -238,12 +239,8 @@ def test_a_group_is_what_librdkafka_says_it_is(settings: Settings) -> None:
         {**consumer_config(bootstrap(settings), settings.topic("card"), settings=settings), "group.instance.id": "one"}
     )
     member.subscribe([settings.topic(TRANSACTIONS.name)])
+    eventually(lambda: group_member(member.consumer_group_metadata()).generation > 0, lambda: member.poll(0.1))
     found = group_member(member.consumer_group_metadata())
-    for _ in range(300):
-        if found.generation > 0:
-            break
-        member.poll(0.1)
-        found = group_member(member.consumer_group_metadata())
     member.close()
     assert (found.group, found.group_instance) == (settings.topic("card"), "one")
     assert found.member
