@@ -48,7 +48,7 @@ def on_a_channel(source: Source, steps: Callable[[BatchChannel], Any]) -> Any:
     async def run() -> Any:
         channel = BatchChannel(faust.App("turns", broker="kafka://", store="memory://"), lambda: source, "card")
         try:
-            return await asyncio.wait_for(steps(channel), 10)
+            return await asyncio.wait_for(steps(channel), TIMEOUT_S)
         finally:
             if not source.closed:
                 await channel.close()
@@ -96,7 +96,7 @@ def test_a_turn_ends_with_the_batch_during_which_the_channel_closes(monkeypatch:
 
     async def steps(channel: BatchChannel) -> None:
         work = asyncio.create_task(channel.work(first))
-        await asyncio.to_thread(begun.wait, 10)
+        await asyncio.to_thread(begun.wait, TIMEOUT_S)
         closing = asyncio.create_task(channel.close())
         await asyncio.sleep(0)  # the channel has heard of it before the batch ends
         go_on.set()

@@ -361,7 +361,7 @@ def test_a_form_of_too_many_fields_says_so_and_those_of_the_largest_pages_have_r
 def test_connections_that_send_no_request_end_and_leave_room_for_others(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(console_command, "HEAD_S", 0.3)
+    monkeypatch.setattr(console_command, "HEAD_S", 2.0)
     monkeypatch.setattr(console_command, "MOST_CONNECTIONS", 20)
     with served(stand_in_parts(tmp_path)) as other, ExitStack() as stack:
         silent = []

@@ -33,7 +33,7 @@ def test_the_exception_of_a_callback_is_not_lost_on_its_way_out_of_the_client(ki
     client = Producer(producer_config(NOWHERE, overrides=overrides))
     client.produce("t", b"1", on_delivery=callback(failing) if kind == "delivery" else None)
     with pytest.raises(KafkaException, match="the cause"):
-        client.flush(10)
+        client.flush(60)
 
 
 def test_every_configuration_guards_the_callbacks_in_it(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -202,5 +202,5 @@ def test_a_client_that_says_nothing_delays_neither_others_nor_the_end(health: He
         assert get(port, "/livez")[0] == 200
         stopping = threading.Thread(target=metrics.stop)
         stopping.start()
-        stopping.join(5)
+        stopping.join(TIMEOUT_S)
         assert not stopping.is_alive()
