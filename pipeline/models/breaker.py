@@ -2,7 +2,7 @@
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from datetime import datetime
 from itertools import chain
 from typing import Final
@@ -18,7 +18,6 @@ from pipeline.models.publish import ControlWriter, ServiceStopped
 from pipeline.models.rule_changes import RuleChanges, Trip
 from pipeline.models.rule_records import RuleTrip, rule_figures
 from pipeline.settings import Settings
-from schemas.records import Record
 from schemas.topics import CONTROL
 
 log = logging.getLogger(__name__)
@@ -112,16 +111,15 @@ class Breaker:
     def run(self) -> None:
         """Stop rules that exceed their caps until the service is to stop; raises `DeliveryFailed`."""
         try:
-            self._refresh()
-            self._take(self._feed.past())
+            for rows in self._feed.past():
+                self._take([rows])
             log.info("the decisions of %d hours are counted: rules that exceed a cap are stopped", KEPT_HOURS)
             while True:
                 self._waiting()
                 if self._counts.trips(self._changes.rules):
                     self._writer.undisturbed(self._stop, self._refresh)
                 self._counts.grown.clear()
-                self._take(self._feed.new(_POLL_S))
-                self._activated(self._control.poll(0))
+                self._take([*self._feed.new(_POLL_S)])
         except ServiceStopped:
             return
 
@@ -131,11 +129,8 @@ class Breaker:
         self._feed.close()
 
     def _refresh(self) -> None:
-        self._activated(self._control.read_committed(self._waiting))
-
-    def _activated(self, control: Sequence[Record]) -> None:
-        """Take in records of ``control``: from its activation on, the hits of a rule count."""
-        self._published.add(control)
+        """Take in what ``control`` has by now: from its activation on, the hits of a rule count."""
+        self._published.add(self._control.read_committed(self._waiting))
         activations = self._published.history.activations
         for activation in activations[self._known :]:
             for step in rule_figures(activation).rules:
@@ -143,7 +138,10 @@ class Breaker:
                     self._counts.activated(step.code, activation.activated_at)
         self._known = len(activations)
 
-    def _take(self, batches: Iterable[PartitionDecisions]) -> None:
+    def _take(self, batches: Sequence[PartitionDecisions]) -> None:
+        if batches:
+            # The activations that they were decided by were on ``control`` before them.
+            self._refresh()
         for rows in batches:
             clock = self._clocks.setdefault(rows.partition, EventClock())
             self._counts.add(clock.hours(rows.times_us()).tolist(), rows.decided)

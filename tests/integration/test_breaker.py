@@ -1,16 +1,25 @@
 """Caps on rules with a real broker: partitions stop a rule by themselves, the breaker stops it everywhere."""
 
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import closing
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 
+from pipeline.decision.rules import RuleSet
+from pipeline.models.breaker import Breaker
+from pipeline.models.decision_feed import PartitionDecisions, RecentFeed
 from pipeline.models.library import PublishedVersions
-from pipeline.models.publish import ControlWriter
+from pipeline.models.publish import ControlWriter, ModelChange, VersionToPublish, publish_active
 from schemas.messages import Activation, Decision
+from schemas.topics import DECISIONS
 from tests.helpers.backtest_inputs import backtest_of
-from tests.helpers.logs import after
+from tests.helpers.champion import rule
+from tests.helpers.logs import after, decision
 from tests.helpers.topics import Cluster, Starter, once
+from tests.helpers.waiting import eventually
 
 pytestmark = pytest.mark.broker
 
@@ -90,3 +99,32 @@ def test_partitions_stop_a_rule_through_a_death_and_the_breaker_stops_it_until_i
     again.run()
     assert again.comparison is not None
     assert (again.comparison.compared, again.comparison.differences) == (360, [])
+
+
+def test_decisions_that_are_read_before_the_activation_they_were_made_by_count(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cluster.publish()
+    flood = RuleSet([rule("flood", "amount > 0", max_alerts_per_hour=CAP)])
+    step = ModelChange(figures={"rules": [{"code": "flood", "before": "draft", "after": "active"}]})
+    looked: list[int] = []
+    new = RecentFeed.new
+
+    def decided_meanwhile(feed: RecentFeed, timeout_s: float) -> Iterator[PartitionDecisions]:
+        found: list[PartitionDecisions] = []
+        if not looked:
+            publish_active(cluster.bootstrap, cluster.settings, VersionToPublish.from_models(flood), step)
+            at = datetime.now(UTC)
+            for number in range(CAP + 1):
+                value = decision(number, at, rule_hits=["flood"], selection="rule")
+                cluster.write(DECISIONS, value, b"c1", at, partition=0)
+            cluster.flush()
+            eventually(lambda: sum(len(rows.decided) for rows in found) > CAP, lambda: found.extend(new(feed, 0.1)))
+        looked.append(len(found))
+        yield from found
+
+    monkeypatch.setattr(RecentFeed, "new", decided_meanwhile)
+    with closing(Breaker(cluster.bootstrap, cluster.settings, lambda: len(looked) == 2)) as breaker:
+        breaker.run()
+    rules = PublishedVersions.on(cluster.bootstrap, cluster.settings).model_set.rules
+    assert [known.state for known in rules.rules] == ["stopped"]
