@@ -105,11 +105,14 @@ def forget_listed(settings: Settings, field: str, token: str) -> int:
         DeliveryFailed: It was not written.
     """
     bootstrap, name = _find_cluster(settings), field.removeprefix("attributes.")
-    if bootstrap is None or not (counts := [count for _, count in ListLog(bootstrap, settings).forgotten(name, token)]):
+    if bootstrap is None:
+        return 0
+    log = ListLog(bootstrap, settings)
+    if not (log.forgotten() or any(log.without(name, token))):
         return 0
     author = ChangeAuthor(user_name() or "forget", "A value was forgotten.")
-    changed(ListChanges.on, bootstrap, settings, lambda changes: changes.forget(name, token, author))
-    return sum(counts)
+    count: int = changed(ListChanges.on, bootstrap, settings, lambda changes: changes.forget(name, token, author))
+    return count
 
 
 def _find_cluster(settings: Settings) -> str | None:

@@ -39,6 +39,8 @@ LONGEST_DAYS: Final = 90
 """Longest validity of an entry that keeps alerts away."""
 WIDE_SHARE: Final = 0.01
 """Share of a week's traffic above which a change of an allow list needs a second person."""
+_FORGOTTEN: Final = "forgotten"
+"""What approves an activation behind which a value is forgotten, and its figure of `ListLog.forgotten`."""
 _LATEST_US: Final = timestamp_us(datetime(9999, 12, 31, tzinfo=UTC))
 LATE_DAYS: Final = 37
 """Days behind its expiry for which an entry may still hold for late events that enter windows."""
@@ -210,11 +212,19 @@ class ListChanges:
         merged = replace(parts[0], definitions=new, entries=entries, forgotten=0)
         return self._write(merged, author, approves=reference.version)
 
-    def forget(self, field: str, value: str, author: ChangeAuthor) -> None:
-        """Take a value of a field out of all changes there ever were, and let workers read them again."""
-        self._writer.records([part_record(part) for part, _ in self._log.forgotten(field, value)])
-        self.contents = ListContents(self._log.changes(self._change))
-        self._write(ListChange(change=""), author, approves="forgotten")
+    def forget(self, field: str, value: str, author: ChangeAuthor) -> int:
+        """Take a value of a field out of all changes there ever were, and let workers read them again.
+
+        Returns:
+            How often a value was there, this one, or another one whose workers nobody has let read again.
+        """
+        self._writer.records(map(part_record, self._log.without(field, value)))
+        known = [event.figures.get(_FORGOTTEN) for event in self._published.history.activations]
+        before = max((number for number in known if isinstance(number, int)), default=0)
+        if count := (forgotten := self._log.forgotten()) - before:
+            self.contents = ListContents(self._log.changes(self._change))
+            self._write(ListChange(change=""), author, approves=_FORGOTTEN, **{_FORGOTTEN: forgotten})
+        return count
 
     def used_in(self, name: str) -> list[Rule]:
         """Return the rules that read a list."""
@@ -268,8 +278,8 @@ class ListChanges:
                     return f"its entries would cover {share:.1%} of the last week's transactions"
         return "FRAUD_PIPELINE_SECOND_APPROVAL is set" if self._settings.second_approval else ""
 
-    def _write(self, change: ListChange, author: ChangeAuthor, *, approves: str = "") -> WrittenChange:
-        """Write a change of the active lists, and its activation or its proposal."""
+    def _write(self, change: ListChange, author: ChangeAuthor, *, approves: str = "", **beside: int) -> WrittenChange:
+        """Write a change of the active lists, and its activation or its proposal; ``beside`` are further figures."""
         after = ListContents()
         after.definitions, after.entries = dict(self.contents.definitions), dict(self.contents.entries)
         after.add(change)
@@ -287,6 +297,7 @@ class ListChanges:
             "added": len(change.entries),
             "removed": len(change.removed),
             **({"approves": approves} if approves else {}),
+            **beside,
         }
         step = ModelChange(LISTS, author.by, author.reason, figures)
         if why:

@@ -113,15 +113,19 @@ class ListLog:
             raise self.lacks(change)
         yield from _decoded(chain)
 
-    def forgotten(self, field: str, value: str) -> Iterator[tuple[ListChange, int]]:
-        """Yield the parts that hold a value of a field, without it, and how often: of all changes, activated or not."""
+    def forgotten(self) -> int:
+        """Return how often values were taken out of parts because somebody has forgotten them."""
+        return sum(head.forgotten for of_change in self.parts().values() for head, _ in of_change.values())
+
+    def without(self, field: str, value: str) -> Iterator[ListChange]:
+        """Yield the parts that hold a value of a field, without it: of all changes, activated or not."""
         parts = [_decode(value) for of_change in self.parts().values() for _, value in of_change.values()]
         names = {each.name for part in parts for each in part.definitions if each.field == field}
         for part in parts:
             entries = [entry for entry in part.entries if entry.list not in names or entry.value != value]
             removed = [pair for pair in part.removed if pair[0] not in names or pair[1] != value]
             if (count := len(part.entries) + len(part.removed) - len(entries) - len(removed)) > 0:
-                yield replace(part, entries=entries, removed=removed, forgotten=part.forgotten + count), count
+                yield replace(part, entries=entries, removed=removed, forgotten=part.forgotten + count)
 
     def parts(self) -> _Parts:
         """Return the parts of all changes, activated or not."""

@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from itertools import islice
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import msgspec
 import numpy as np
@@ -18,6 +19,7 @@ from msgspec.structs import replace
 
 from pipeline.backtest.report import build_report
 from pipeline.decision.lists import ListSet
+from pipeline.kafka.writers.producer import DeliveryFailed
 from pipeline.models.library import PublishedVersions
 from pipeline.models.list_changes import ListChanges
 from pipeline.models.list_log import ListLog, part_record
@@ -324,7 +326,12 @@ def test_forgetting_a_card_takes_its_entries_out_of_every_change(
     assert token.encode() in everything
     assert b"4111" not in everything
 
+    with monkeypatch.context() as patched:
+        patched.setattr(ControlWriter, "activate", Mock(side_effect=DeliveryFailed("somebody was there before")))
+        cluster.command("forget", "4111", code=1)
     assert "3 entries of lists" in cluster.command("forget", "4111", code=0).output
+    forgotten = PublishedVersions.on(cluster.bootstrap, settings).history.activations[-1].figures["forgotten"]
+    assert forgotten == 3
 
     shown = cluster.command("lists", "show", "stolen", code=0).output
     assert token not in shown
