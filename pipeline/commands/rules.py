@@ -182,7 +182,7 @@ def show(code: str, bootstrap: str | None) -> None:
 @bootstrap_option
 def diff(directory: Path, bootstrap: str | None) -> None:
     """Show what `apply` would change, and which rules of the active set DIRECTORY does not have."""
-    _show_difference(RuleChanges.on(*cluster(bootstrap)).rules, _usable(read_directory(directory)))
+    click.echo("\n".join(_difference(RuleChanges.on(*cluster(bootstrap)).rules, _usable(read_directory(directory)))))
 
 
 @command.command()
@@ -194,14 +194,16 @@ def apply(directory: Path, yes: bool, change: ChangeAuthor, at: Cluster) -> None
 
     Nothing acts or is counted yet, and what is active stays so.
     """
-    files = _usable(read_directory(directory))
+    files, seen = _usable(read_directory(directory)), list[str]()
 
     def applied_once_seen(changes: RuleChanges) -> RuleSet | None:
-        if not _show_difference(changes.rules, files):
-            return None
-        if not yes:
-            click.confirm("Apply?", abort=True)
-        return changes.apply(files, change)
+        nothing = not differences(changes.rules, applied(changes.rules, files))
+        if (lines := _difference(changes.rules, files)) != seen:
+            click.echo("\n".join(lines))
+            seen[:] = lines
+            if not (nothing or yes):
+                click.confirm("Apply?", abort=True)
+        return None if nothing else changes.apply(files, change)
 
     if after := changed(RuleChanges.on, *at(), applied_once_seen):
         _now_active(after)
@@ -314,16 +316,13 @@ def _usable(files: Iterable[RuleFile]) -> list[Rule]:
     ]
 
 
-def _show_difference(rules: RuleSet, files: list[Rule]) -> bool:
-    """Print what applying files changes; return whether anything does."""
+def _difference(rules: RuleSet, files: list[Rule]) -> list[str]:
+    """Return what applying files changes, in lines."""
     changes = differences(rules, applied(rules, files))
-    for change in changes:
-        click.echo("\n".join(_change_lines(rules, change)))
+    lines = [line for change in changes for line in _change_lines(rules, change)]
     if others := sorted({rule.code for rule in rules.rules} - {rule.code for rule in files}):
-        click.echo(printable(f"Only in the active set: {', '.join(others)}. `rules retire` takes one out."))
-    if not changes:
-        click.echo("The active set has these rules already.")
-    return bool(changes)
+        lines.append(printable(f"Only in the active set: {', '.join(others)}. `rules retire` takes one out."))
+    return lines if changes else [*lines, "The active set has these rules already."]
 
 
 def _change_lines(rules: RuleSet, change: RuleChange) -> Iterator[str]:

@@ -10,7 +10,7 @@ from starlette.routing import Route
 
 from pipeline.console.accounts import AccountError, AccountRow, Accounts, TooManyAttempts
 from pipeline.console.guard import HostPolicy, audit, local_path
-from pipeline.console.queue_pages import render
+from pipeline.console.responses import render
 from pipeline.console.roles import ROLES, Action, requires
 
 SEE_OTHER: Final = 303

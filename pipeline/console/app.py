@@ -29,6 +29,7 @@ from pipeline.console.explanation import Explainer
 from pipeline.console.guard import SECURITY_HEADERS, Guard, Refusal, audit, local_path
 from pipeline.console.options import ConsoleError, ConsoleOptions
 from pipeline.console.reader import TopicsReader
+from pipeline.console.responses import render
 from pipeline.console.roles import Action, allowed, requires
 from pipeline.console.status import ClusterView
 from pipeline.console.store import CaseStore
@@ -253,7 +254,7 @@ def _error_page(request: Request, refusal: Refusal) -> Response:
     """Return the page of an error; for a request of a script on a page, its sentence alone."""
     if "hx-request" in request.headers:
         return PlainTextResponse(refusal.text, refusal.status, refusal.headers)
-    return queue_pages.render(request, "error.html.jinja", {"text": refusal.text}, refusal.status, refusal.headers)
+    return render(request, "error.html.jinja", {"text": refusal.text}, refusal.status, refusal.headers)
 
 
 async def _unexpected_error(request: Request, error: Exception) -> Response:

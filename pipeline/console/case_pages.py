@@ -17,7 +17,8 @@ from pipeline.console import presentation
 from pipeline.console.action_records import ActionRefused
 from pipeline.console.case_events import ReplayedEvent
 from pipeline.console.queries import ALERTS_SHOWN
-from pipeline.console.queue_pages import filter_query, is_fragment, queue_filter, refusal, render
+from pipeline.console.queue_pages import filter_query, queue_filter
+from pipeline.console.responses import is_fragment, refusal, render
 from pipeline.console.roles import Action, allowed, check_allowed, requires
 from pipeline.console.views import AlertView, CaseView, Explanation, LabelView, LearnedView
 from pipeline.kafka.writers.producer import DeliveryFailed

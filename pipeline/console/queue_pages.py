@@ -5,19 +5,18 @@ import time
 from collections.abc import Sequence
 from typing import Any, Final, get_args
 from urllib.parse import urlencode
-from uuid import uuid4
 
 from starlette.datastructures import FormData, QueryParams
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 from starlette.routing import Route
-from starlette.templating import Jinja2Templates
 
 from pipeline.console import presentation
 from pipeline.console.action_records import ActionRefused
 from pipeline.console.actions import ShownAlerts
 from pipeline.console.guard import audit
+from pipeline.console.responses import is_fragment, refusal, render
 from pipeline.console.roles import Action, requires
 from pipeline.console.views import QueueFilter, QueueState
 from pipeline.kafka.writers.producer import DeliveryFailed
@@ -27,28 +26,6 @@ PAGE_ROWS: Final = 100
 CSV_ROWS: Final = 100_000
 MOST_BULK_CASES: Final = 1_000
 NOTHING_LEFT: Final = "No case of this queue is left that nobody holds."
-UNCONFIRMED: Final = "The brokers did not confirm it. Try again: what you typed is kept, and a repeat changes nothing."
-
-
-def render(
-    request: Request, name: str, values: dict[str, Any], status: int = 200, headers: dict[str, str] | None = None
-) -> Response:
-    """Return a page, with the present time, and what makes text and identifiers of forms."""
-    common = {"show": presentation, "now_us": time.time_ns() // 1_000, "new_id": lambda: uuid4().hex}
-    templates: Jinja2Templates = request.app.state.templates
-    return templates.TemplateResponse(request, name, common | values, status, headers)
-
-
-def is_fragment(request: Request) -> bool:
-    """Return whether a script of the page asked, which puts the answer into the page."""
-    return request.headers.get("hx-request") == "true"
-
-
-def refusal(error: Exception) -> HTTPException:
-    """Return an error of an action as an error of HTTP, with a sentence for people."""
-    if isinstance(error, ActionRefused):
-        return HTTPException(409, str(error))
-    return HTTPException(503, UNCONFIRMED) if isinstance(error, DeliveryFailed) else HTTPException(400, str(error))
 
 
 def queue_filter(values: QueryParams | Any, limit: int = PAGE_ROWS) -> QueueFilter:

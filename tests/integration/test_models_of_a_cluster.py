@@ -151,8 +151,9 @@ def test_a_command_decides_again_where_somebody_else_has_written_meanwhile(
         ("lists", "remove", "stolen", "c2"),
     ):
         somebody_else.append(ChangeAuthor("pace", "A budget."))
-        cluster.command(*command, *why, code=0)
+        output = cluster.command(*command, *why, code=0).output
         assert not somebody_else, command
+        assert output.count("large: new, a draft") == (command[1] == "apply"), "what was shown is not shown again"
         assert json.loads(models("history", "--limit", "1", "--json"))["by"] == "dana", command
     somebody_else.append(ChangeAuthor("pace", "A budget."))
     models("policy", "set", "--threshold", "0.9", reason="By hand.")
