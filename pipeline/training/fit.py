@@ -131,12 +131,8 @@ def train(
     _check_kinds(data, split)
     trees = _Trees(data, config, features)
     checked = split.validation
-    booster, rounds = trees.grown_until_best(split.training, checked, report)
-
-    def margins(rows: NDArray[np.intp], trees: lightgbm.Booster) -> NDArray[np.float64]:
-        return np.asarray(trees.predict(data.wide(rows), raw_score=True, num_threads=config.threads))
-
-    margin, fraud, weight = margins(checked, booster), data.fraud[checked], data.weight[checked]
+    first, rounds = trees.grown_until_best(split.training, checked, report)
+    margin, fraud, weight = first.margin(data.wide(checked)), data.fraud[checked], data.weight[checked]
     _check_learned(margin, fraud, weight, force=force)
     calibration = fit_platt(margin, fraud, weight)
     score = sigmoid(calibration.slope * margin + calibration.intercept)
@@ -144,7 +140,7 @@ def train(
     rows = np.sort(np.concatenate([split.training, checked]), kind="stable")
 
     def probability(rows: NDArray[np.intp]) -> NDArray[np.float64]:
-        return sigmoid(calibration.slope * margins(rows, booster) + calibration.intercept)
+        return sigmoid(calibration.slope * first.margin(data.wide(rows)) + calibration.intercept)
 
     young, grown_on = None, data
     if early is not None and data.reported_us is not None:
@@ -159,7 +155,7 @@ def train(
     case = case_numbers(data.card[newest], data.event_time_us[newest])
     newest_score = score
     if newest is not checked:
-        final_margin = margins(newest, final)
+        final_margin = LightGBMModel(final).margin(data.wide(newest))
         if grown_on is data:
             # Trees of more rows are surer; on days that neither have seen they get the scores of the checked ones.
             calibration = fit_probabilities(final_margin, probability(newest), data.weight[newest])
@@ -178,7 +174,7 @@ def train(
         **({"sensitivity": _sensitivity(data, split, config, features)} if wrong_labels else {}),
     }
     distributions = distributions_of(data.features, data.weight, features, rows, held=data.names)
-    model = LightGBMModel(final.model_to_string(), calibration, metadata, distributions=distributions)
+    model = LightGBMModel(final, calibration, metadata, distributions=distributions)
     base = policy or Policy(0.5)
     new_policy = base.replace(
         threshold=threshold,
@@ -254,16 +250,16 @@ def _describe_early(targets: Targets) -> dict[str, Any]:
 class _Pilot(NamedTuple):
     """Trees that score rows of a training set, each once."""
 
-    trees: lightgbm.Booster
+    trees: LightGBMModel
     known: NDArray[np.float64]
     """Scores of all rows, shape (n,); NaN where nobody has asked."""
 
-    def scores(self, data: TrainingSet, rows: NDArray[np.intp], threads: int) -> NDArray[np.float64]:
+    def scores(self, data: TrainingSet, rows: NDArray[np.intp]) -> NDArray[np.float64]:
         """Return the scores of some rows; shape (len(rows),)."""
         new = rows[np.isnan(self.known[rows])]
         for start in range(0, len(new), _SCORED_ROWS):
             part = new[start : start + _SCORED_ROWS]
-            self.known[part] = self.trees.predict(data.wide(part), num_threads=threads)
+            self.known[part] = sigmoid(self.trees.margin(data.wide(part)))
         return self.known[rows]
 
 
@@ -294,11 +290,12 @@ class _Trees:
 
     def grown_until_best(
         self, training: NDArray[np.intp], validation: NDArray[np.intp], report: Callable[[str], None] = lambda _: None
-    ) -> tuple[lightgbm.Booster, int]:
+    ) -> tuple[LightGBMModel, int]:
         """Grow on some rows for as long as the average precision on others rises; returns trees and their number."""
         first = self.dataset(*self.sampled(training))
         if not self._config.early_stopping_rounds:
-            return lightgbm.train(self._parameters(), first, num_boost_round=self._config.trees), self._config.trees
+            booster = lightgbm.train(self._parameters(), first, num_boost_round=self._config.trees)
+            return LightGBMModel(booster.model_to_string()), self._config.trees
         booster = lightgbm.train(
             self._parameters(),
             first,
@@ -310,7 +307,7 @@ class _Trees:
             ],
         )
         # What comes after the best iteration is not part of it.
-        best = lightgbm.Booster(model_str=booster.model_to_string(num_iteration=booster.best_iteration))
+        best = LightGBMModel(booster.model_to_string(num_iteration=booster.best_iteration))
         return best, booster.best_iteration
 
     def precision_by_trees(self, training: NDArray[np.intp], validation: NDArray[np.intp]) -> NDArray[np.float64]:
@@ -325,9 +322,10 @@ class _Trees:
         )
         return np.array(curves["valid_0"]["average_precision"])
 
-    def grown(self, rows: NDArray[np.intp], rounds: int) -> lightgbm.Booster:
-        """Return so many trees."""
-        return lightgbm.train(self._parameters(), self.dataset(*self.sampled(rows)), num_boost_round=rounds)
+    def grown(self, rows: NDArray[np.intp], rounds: int) -> str:
+        """Return so many trees, as LightGBM writes them."""
+        trees = lightgbm.train(self._parameters(), self.dataset(*self.sampled(rows)), num_boost_round=rounds)
+        return str(trees.model_to_string())
 
     def _parameters(self) -> dict[str, Any]:
         config = self._config
@@ -375,9 +373,9 @@ class _Trees:
             )
             # By draws of its own: it scores what it was grown on too low, and that must not decide what is sampled.
             own = _Trees(self._data, of_pilot, self._features, sample=f"{TRAINING_SAMPLE}/pilot")
-            grown = own.grown(rows, config.pilot_trees)
+            grown = LightGBMModel(own.grown(rows, config.pilot_trees))
             self.pilot = _Pilot(grown, np.full(len(self._data.fraud), np.nan))
-        return sampling_rates(self.pilot.scores(self._data, legitimate, config.threads), wanted)
+        return sampling_rates(self.pilot.scores(self._data, legitimate), wanted)
 
     def _recency(self, rows: NDArray[np.intp]) -> NDArray[np.float64]:
         """Return what age leaves of each row's weight, shape (len(rows),)."""
@@ -427,7 +425,7 @@ def _sensitivity(
     training, checked = (np.searchsorted(rows, part) for part in (split.training, split.validation))
 
     def scored(fraud: NDArray[np.bool_]) -> NDArray[np.float64]:
-        booster, _ = _Trees(replace(sample, fraud=fraud), config, features).grown_until_best(training, checked)
-        return np.asarray(booster.predict(sample.wide(checked), raw_score=True, num_threads=config.threads))
+        trees, _ = _Trees(replace(sample, fraud=fraud), config, features).grown_until_best(training, checked)
+        return trees.margin(sample.wide(checked))
 
     return sensitivity(sample, checked, scored)

@@ -22,6 +22,7 @@ from pipeline.replay.messages import event_times_us
 from pipeline.scoring.blend import sigmoid
 from pipeline.scoring.distributions import distributions_of
 from pipeline.scoring.errors import ModelError
+from pipeline.scoring.lightgbm_model import LightGBMModel
 from pipeline.simulation.simulator import make_profiles, simulate_days
 from pipeline.training.audit_rates import audit_within_budget
 from pipeline.training.calibration import fit_platt
@@ -97,8 +98,8 @@ def test_the_version_expects_as_many_frauds_on_days_without_labels_as_the_checke
     # Without young rows the version has the calibration of the checked trees.
     calibration = train(data, replace(split, young=split.young[:0]), config=STEADY, features=FEATURES).model.calibration
     rows, _ = split.newest(data.event_time_us)
-    checked = _Trees(data, STEADY, FEATURES).grown(split.training, STEADY.trees)
-    margin = np.asarray(checked.predict(data.wide(rows), raw_score=True))
+    checked = LightGBMModel(_Trees(data, STEADY, FEATURES).grown(split.training, STEADY.trees))
+    margin = checked.margin(data.wide(rows))
     expected = sigmoid(calibration.slope * margin + calibration.intercept)
     logit = version.logit(data.wide(rows))
     assert sigmoid(logit).sum() == pytest.approx(expected.sum())
@@ -238,8 +239,8 @@ def test_rows_that_the_pilot_takes_for_fraud_are_sampled_more_often_and_weigh_le
         kept, weight = trees.sampled(rows)
         evenly, even_weight = _Trees(data, msgspec.structs.replace(config, pilot_trees=0), FEATURES).sampled(rows)
     assert trees.pilot is not None
-    score = trees.pilot.scores(data, rows, threads=1)
-    np.testing.assert_array_equal(score, trees.pilot.trees.predict(data.wide(rows)))
+    score = trees.pilot.scores(data, rows)
+    np.testing.assert_array_equal(score, sigmoid(trees.pilot.trees.margin(data.wide(rows))))
     legitimate = ~data.fraud
     for found, weights in ((kept, weight), (evenly, even_weight)):
         assert set(rows[data.fraud]) <= set(found)
