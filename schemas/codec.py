@@ -17,6 +17,7 @@ import msgspec
 from schemas.errors import InvalidMessage
 from schemas.messages import Label, Message, Transaction
 from schemas.money import CurrencyRate, InexactAmount, RateTable
+from schemas.times import EPOCH
 
 MAX_VALUE_BYTES: Final = 1024 * 1024
 """Longest accepted value of a transaction or label; the topics carry more, so that longer ones become dead letters."""
@@ -46,10 +47,9 @@ CODES: Final = frozenset(
 
 _MAX_AMOUNT: Final = Decimal(10**18)
 _MAX_DECIMALS: Final = 20
-_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND: Final = timedelta(microseconds=1)
-EARLIEST_US: Final = (datetime(1990, 1, 1, tzinfo=UTC) - _EPOCH) // _MICROSECOND
-LATEST_US: Final = (datetime(2100, 1, 1, tzinfo=UTC) - _EPOCH) // _MICROSECOND
+EARLIEST_US: Final = (datetime(1990, 1, 1, tzinfo=UTC) - EPOCH) // _MICROSECOND
+LATEST_US: Final = (datetime(2100, 1, 1, tzinfo=UTC) - EPOCH) // _MICROSECOND
 """Times that are accepted lie from `EARLIEST_US` on and before it."""
 
 T = TypeVar("T")
@@ -170,7 +170,7 @@ def timestamp_us(time: datetime) -> int:
     >>> timestamp_us(datetime(1970, 1, 1, 0, 0, 1, 5, tzinfo=UTC))
     1000005
     """
-    return (time - _EPOCH) // _MICROSECOND
+    return (time - EPOCH) // _MICROSECOND
 
 
 def _read_plain(value: bytes | None, rates: RateTable) -> tuple[Any, CurrencyRate, bytes, int] | None:

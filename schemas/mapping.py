@@ -7,7 +7,7 @@ that reads it, and is then accepted or refused as if its producer had written it
 import hashlib
 import re
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from decimal import ROUND_FLOOR, Context, Decimal, Inexact, InvalidOperation, Overflow
 from typing import Annotated, Any, Final, Literal, Self, TypeVar
 from zoneinfo import ZoneInfo
@@ -20,11 +20,11 @@ from schemas.errors import InvalidMessage
 from schemas.fields import DECLARED_FIELDS, Kind
 from schemas.messages import Transaction
 from schemas.money import RateTable
+from schemas.times import time_of
 from schemas.toml_files import InvalidToml, shown, suggestion, toml_tables
 
 MAX_ATTRIBUTES: Final = 100
 _DIGEST_LENGTH: Final = 16
-_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _PER_US: Final = {"s": 6, "ms": 3, "us": 0, "ns": -3}
 """Powers of ten: microseconds in a unit of time."""
 _USUAL_DIGITS: Final = 2
@@ -413,7 +413,7 @@ def _since_1970(value: Any, unit: str) -> datetime:
     else:
         time_us = LATEST_US
     if EARLIEST_US <= time_us < LATEST_US:
-        return _EPOCH + timedelta(microseconds=time_us)
+        return time_of(time_us)
     raise InvalidMessage(
         "event_time_impossible", f"event_time is not between 1990 and 2100; check that it counts in {unit}."
     )

@@ -1,6 +1,6 @@
 """Units of time, each in the smaller unit that its name begins with, and times as text."""
 
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Final
 
 US_PER_MS: Final = 1_000
@@ -9,6 +9,16 @@ US_PER_HOUR: Final = 3_600 * US_PER_SECOND
 US_PER_DAY: Final = 24 * US_PER_HOUR
 MS_PER_DAY: Final = US_PER_DAY // US_PER_MS
 SECONDS_PER_DAY: Final = US_PER_DAY // US_PER_SECOND
+EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+def time_of(time_us: int) -> datetime:
+    """Return the time of microseconds since 1970; `schemas.codec.timestamp_us` is the way back.
+
+    >>> time_of(1_000_005)
+    datetime.datetime(1970, 1, 1, 0, 0, 1, 5, tzinfo=datetime.timezone.utc)
+    """
+    return EPOCH + timedelta(microseconds=time_us)
 
 
 def utc_text(moment: datetime) -> str:

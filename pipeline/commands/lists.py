@@ -43,7 +43,7 @@ from pipeline.scoring.errors import ModelError
 from pipeline.settings import Settings
 from schemas.codec import timestamp_us
 from schemas.messages import ListDefinition, ListEntry
-from schemas.times import US_PER_SECOND, utc_text
+from schemas.times import US_PER_SECOND, time_of, utc_text
 from schemas.topics import ACCEPTED_LABELS, DECISIONS
 
 T = TypeVar("T")
@@ -87,7 +87,7 @@ def show(name: str | None, bootstrap: str | None) -> None:
         return
     entries = contents.entries_of(name)
     for entry in entries[:_MOST_SHOWN]:
-        until = "for ever" if entry.expires_us is None else f"until {utc_text(_moment(entry.expires_us))}"
+        until = "for ever" if entry.expires_us is None else f"until {utc_text(time_of(entry.expires_us))}"
         cap = "" if entry.cap_minor is None else f"  cap {entry.cap_minor / 100:.2f} ({entry_id(entry)})"
         click.echo(printable(f"{entry.value}  {until}{cap}  {entry.owner}: {entry.reason}"))
     if len(entries) > _MOST_SHOWN:
@@ -161,7 +161,7 @@ def export(name: str, bootstrap: str | None) -> None:
     writer = csv.writer(sys.stdout)
     writer.writerow(_COLUMNS)
     for entry in ListChanges.on(*cluster(bootstrap)).contents.entries_of(name):
-        expires = "" if entry.expires_us is None else _moment(entry.expires_us).isoformat()
+        expires = "" if entry.expires_us is None else time_of(entry.expires_us).isoformat()
         cap = "" if entry.cap_minor is None else f"{entry.cap_minor / 100:.2f}"
         writer.writerow((entry.value, entry.owner, entry.reason, expires, cap))
 
@@ -321,7 +321,3 @@ def _minor(cap: str | None) -> int | None:
     except ArithmeticError:
         pass
     raise click.UsageError(f"{cap!r} is no amount with two decimals above 0; write 500.00")
-
-
-def _moment(moment_us: int) -> datetime:
-    return datetime(1970, 1, 1, tzinfo=UTC) + timedelta(microseconds=moment_us)

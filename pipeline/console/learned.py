@@ -1,6 +1,5 @@
 """Progress of a label: from when it counts, and which versions have learned it."""
 
-from datetime import UTC, datetime, timedelta
 from typing import Final
 
 from pipeline.console.followed import FollowedVersions, LearnedExample
@@ -8,9 +7,9 @@ from pipeline.console.views import LabelView, LearnedView
 from pipeline.learning.labels import FRAUD, LEGITIMATE, source_rank, too_late
 from schemas.codec import timestamp_us
 from schemas.messages import Decision
+from schemas.times import time_of
 
 WITHDRAWN: Final = "withdrawn"
-_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 def learned_view(
@@ -24,7 +23,7 @@ def learned_view(
         view: The label.
         decision: Of its transaction; None where it is not known.
     """
-    label, known_at = view.label, _EPOCH + timedelta(microseconds=view.known_us)
+    label, known_at = view.label, time_of(view.known_us)
     event_time = None if decision is None else decision.event_time
     if late := too_late(event_time, known_at, grace_days):
         return LearnedView(late, None, late)

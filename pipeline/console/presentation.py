@@ -19,7 +19,7 @@ from pipeline.features.catalogue import BY_NAME
 from pipeline.observability.terminal import printable
 from schemas.codec import timestamp_us
 from schemas.messages import Label
-from schemas.times import US_PER_DAY, US_PER_HOUR, US_PER_SECOND
+from schemas.times import US_PER_DAY, US_PER_HOUR, US_PER_SECOND, time_of
 
 ABSENT: Final = "\u2013"
 """Shown where there is no value."""
@@ -41,7 +41,6 @@ CSV_COLUMNS: Final = (
     "rank", "case_id", "card_id", "status", "raised_at", "newest_alert_at", "alerts", "money_at_risk", "currency",
     "expected_loss", "reason", "holder", "held_until", "snoozed_until", "audit",
 )  # fmt: skip
-_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _FIRST_US: Final = timestamp_us(datetime.min.replace(tzinfo=UTC))
 _LAST_US: Final = timestamp_us(datetime.max.replace(tzinfo=UTC))
 _MINUTE_US: Final = 60 * US_PER_SECOND
@@ -72,7 +71,7 @@ def utc(time_us: int) -> datetime:
     >>> utc(10**18).year
     9999
     """
-    return _EPOCH + timedelta(microseconds=min(max(time_us, _FIRST_US), _LAST_US))
+    return time_of(min(max(time_us, _FIRST_US), _LAST_US))
 
 
 def moment(time: int | datetime | None) -> str:

@@ -6,7 +6,7 @@ limits that are narrower than the decoder's. What is not plain need not be wrong
 
 import math
 import re
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Any, Final, NamedTuple
 
@@ -28,6 +28,7 @@ from schemas.codec import MAX_AMOUNT_BASE_MINOR, timestamp_us
 from schemas.fields import READ_FIELDS, TEXT_COLUMNS
 from schemas.messages import Timestamp
 from schemas.money import RateTable
+from schemas.times import time_of
 
 Mask = NDArray[np.bool_]
 _SHOWN: Final = 80
@@ -41,11 +42,7 @@ _CLOCK: Final = r"(?:[01]\d|2[0-3]):[0-5]\d:[0-5]\d(?:\.\d{1,6})?"
 _PLAIN_LOCAL: Final = rf"^\d{{4}}-\d\d-\d\d[T ]{_CLOCK}$"
 _PLAIN_ZONED: Final = rf"^\d{{4}}-\d\d-\d\dT{_CLOCK}(?:Z|[+-](?:[01]\d|2[0-3]):[0-5]\d)$"
 _PLAIN_AMOUNT: Final = r"^(?:0|[1-9]\d{0,10})(?:\.\d{1,4})?$"
-_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
-_FIRST_US, _LAST_US = (
-    (at - _EPOCH) // timedelta(microseconds=1)
-    for at in (datetime(1, 1, 1, tzinfo=UTC), datetime(9999, 12, 31, tzinfo=UTC))
-)
+_FIRST_US, _LAST_US = (timestamp_us(at) for at in (datetime(1, 1, 1, tzinfo=UTC), datetime(9999, 12, 31, tzinfo=UTC)))
 
 
 def column(table: pa.Table, name: str) -> pa.Array:
@@ -308,7 +305,7 @@ def time_cell(values: pa.Array, moments_us: NDArray[np.int64], row: int) -> Any:
     if text and (moments_us[row] == NO_TIME or re.match(_PLAIN_LOCAL, value.as_py()) is None):
         return value.as_py()
     if text or pa.types.is_timestamp(values.type):
-        return _EPOCH + timedelta(microseconds=min(max(int(moments_us[row]), _FIRST_US), _LAST_US))
+        return time_of(min(max(int(moments_us[row]), _FIRST_US), _LAST_US))
     return value.as_py()
 
 

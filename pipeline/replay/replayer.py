@@ -6,7 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
+from datetime import datetime
 from typing import Annotated, Final, NamedTuple
 
 import numpy as np
@@ -26,13 +26,12 @@ from pipeline.settings import Settings
 from schemas.codec import timestamp_us
 from schemas.limits import check_limits
 from schemas.messages import Label
-from schemas.times import US_PER_DAY, US_PER_SECOND
+from schemas.times import US_PER_DAY, US_PER_SECOND, time_of
 from schemas.topics import TRANSACTIONS
 
 CARD_GROUP: Final = "card"
 REVIEWER: Final = "analyst"
 """Source of the labels of alerts."""
-EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 
 _CHUNK_ROWS: Final = 2_048
 """Rows encoded at a time: large enough for the loop's cost, small enough to stop at once."""
@@ -287,7 +286,7 @@ class Replay:
             card_id=truth.card_id,
             label="fraud" if due.fraud else "legitimate",
             source=SIMULATOR if due.alert_id is None else REVIEWER,
-            labelled_at=EPOCH + timedelta(microseconds=due.due_us),
+            labelled_at=time_of(due.due_us),
             fraud_type=truth.fraud_type if truth.fraud and due.fraud else None,
             alert_id=due.alert_id,
         )
@@ -309,7 +308,7 @@ class Replay:
     def _start_clock(self, first_us: int) -> None:
         self._clock_us = first_us
         self._anchor_s, self._anchor_us = time.monotonic(), first_us
-        self._progress.first_time = EPOCH + timedelta(microseconds=first_us)
+        self._progress.first_time = time_of(first_us)
 
     def _now_us(self) -> int:
         """The simulated clock: of the last record, or further on while it sleeps."""
@@ -390,6 +389,6 @@ class Replay:
         progress.pending_labels = self._schedule.pending
         progress.unmatched_alerts = self._schedule.unmatched_alerts
         if self._clock_us is not None:
-            progress.simulated_time = EPOCH + timedelta(microseconds=self._now_us())
+            progress.simulated_time = time_of(self._now_us())
         if self._report is not None:
             self._report(progress)

@@ -9,9 +9,8 @@ import numpy as np
 
 from pipeline.decision.budget import case_numbers, case_threshold, first_alerts
 from pipeline.decision.pacing import PacingOptions
-from pipeline.replay.replayer import EPOCH
 from pipeline.scoring.blend import sigmoid
-from schemas.times import US_PER_DAY
+from schemas.times import EPOCH, US_PER_DAY
 from tests.evaluation import attacks, detection
 from tests.evaluation.detection import ALL, FRAUDS, LATE, TOP, at
 from tests.evaluation.histories import History

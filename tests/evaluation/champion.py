@@ -8,10 +8,9 @@ from pipeline.decision.policy import Policy
 from pipeline.history.files import ColumnMapping
 from pipeline.learning.regimes import LabelRegime
 from pipeline.models.registry import LIGHTGBM, POLICY, Registry
-from pipeline.replay.replayer import EPOCH
 from pipeline.training.cohorts import split_cohorts
 from pipeline.training.fit import TrainingConfig, train
-from schemas.times import US_PER_DAY
+from schemas.times import EPOCH, US_PER_DAY
 from tests.helpers.features import history_of
 from tests.helpers.files import load_transactions
 

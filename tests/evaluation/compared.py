@@ -23,12 +23,11 @@ from pipeline.backtest.runner.result import BacktestResult
 from pipeline.engine.scores.active_models import ActiveModels
 from pipeline.history.files import ColumnMapping, resolve_mapping
 from pipeline.learning.regimes import LabelRegime
-from pipeline.replay.replayer import EPOCH
 from pipeline.scoring.river_factory import first_river
 from pipeline.settings import Settings
 from pipeline.training.cohorts import TrainingSet, split_cohorts
 from pipeline.training.fit import train
-from schemas.times import US_PER_DAY
+from schemas.times import EPOCH, US_PER_DAY
 from tests.evaluation.detection import ALL, Data
 from tests.evaluation.histories import RIVER_WARM_UP, History
 from tests.evaluation.parts import Found, Part, Table, Unit, markdown

@@ -27,12 +27,12 @@ from pipeline.features.catalogue import DEFAULT_FEATURES
 from pipeline.history.files import resolve_mapping
 from pipeline.learning.regimes import LabelRegime
 from pipeline.replay.messages import event_times_us, identities_of
-from pipeline.replay.replayer import EPOCH
 from pipeline.scoring.blend import sigmoid
 from pipeline.scoring.river_factory import first_river
 from pipeline.settings import Settings
 from pipeline.training.fit import TrainingConfig
 from pipeline.training.score_metrics import daily_card_precision, days_of
+from schemas.times import EPOCH
 from tests.helpers.files import load_transactions
 
 TOP: Final = 100

@@ -35,7 +35,7 @@ from pipeline.kafka.cluster.errors import TopicError
 from pipeline.kafka.writers.producer import DeliveryFailed
 from pipeline.learning.regimes import LabelRegime
 from pipeline.models.registry import LIGHTGBM, Registry, RegistryError
-from pipeline.replay.replayer import EPOCH, ReplayOptions
+from pipeline.replay.replayer import ReplayOptions
 from pipeline.scoring.errors import ModelError
 from pipeline.scoring.kinds import Scorer
 from pipeline.scoring.payload import payload_digest
@@ -43,6 +43,7 @@ from pipeline.scoring.river_factory import first_river, load_river, new_learner
 from pipeline.settings import Settings
 from pipeline.training.fit import TrainingConfig
 from schemas.messages import Example, ModelVersion
+from schemas.times import EPOCH
 from schemas.topics import EXAMPLES, MODELS
 from tests.evaluation import checks
 from tests.evaluation.champion import Recipe, champion

@@ -20,7 +20,6 @@ from pipeline.learning.regimes import NEVER_US, LabelRegime
 from pipeline.learning.report_delays import share_in_time
 from pipeline.learning.sampling import keep_negatives
 from pipeline.replay.messages import identities_of
-from pipeline.replay.replayer import EPOCH
 from pipeline.scoring.lightgbm_model import LightGBMModel
 from pipeline.scoring.river_inputs import INPUTS, SOURCE_COLUMNS, river_inputs
 from pipeline.scoring.river_layer import LayerConfig, RiverLayer, Scale
@@ -28,7 +27,7 @@ from pipeline.scoring.river_learner import OnlineRegression
 from pipeline.settings import Settings
 from pipeline.training.cohorts import Split, TrainingSet
 from pipeline.training.fit import TrainingConfig, train
-from schemas.times import US_PER_DAY, US_PER_HOUR
+from schemas.times import EPOCH, US_PER_DAY, US_PER_HOUR
 from tests.evaluation import detection
 from tests.evaluation.detection import TOP, VALIDATION_DAYS, Data, Scored, at
 from tests.helpers.features import history_of

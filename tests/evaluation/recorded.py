@@ -15,10 +15,10 @@ from pipeline.engine.scores.block_messages import read_messages
 from pipeline.engine.scores.feature_blocks import OWN_FEATURES, SOURCE_TOPIC, read_features
 from pipeline.features.catalogue import FEATURES
 from pipeline.kafka.readers.topic_reader import read_batches
-from pipeline.replay.replayer import EPOCH
 from pipeline.settings import Settings
 from schemas.messages import LogPosition, ModelScores, ProfiledLabel, RecordPosition
 from schemas.records import Record
+from schemas.times import EPOCH
 from schemas.topics import DEAD_LETTERS, DECISION_FEATURES, DECISIONS, PROFILED, TRANSACTIONS, Topic
 from tests.helpers.expected import decode_transaction, merchant_row, transaction_row
 

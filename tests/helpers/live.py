@@ -24,6 +24,7 @@ from schemas.codec import decode_transaction
 from schemas.errors import InvalidMessage
 from schemas.messages import Alert, Decision, Example, FeedbackConfig
 from schemas.records import Output, Record
+from schemas.times import EPOCH
 from schemas.topics import (
     ACCEPTED_LABELS,
     ALERTS,
@@ -38,7 +39,6 @@ from schemas.topics import (
 from tests.helpers.logs import decode_alert, decode_decision, decode_example, reason
 
 NOW = datetime(2030, 1, 1, tzinfo=UTC)
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 class Live:
@@ -179,4 +179,4 @@ def _value(fields: dict[str, Any]) -> bytes:
 
 def moment(time_us: int) -> datetime:
     """A time in UTC."""
-    return _EPOCH + timedelta(microseconds=time_us)
+    return EPOCH + timedelta(microseconds=time_us)

@@ -22,13 +22,13 @@ from schemas.messages import (
     Versions,
 )
 from schemas.records import Headers, Output, Record
+from schemas.times import EPOCH
 from schemas.topics import ACCEPTED_LABELS, LABELS, PROFILED, Topic
 from tests.helpers.blocks import features_block
 
 LABEL_OPTIONS = LabelOptions(future_tolerance_us=300_000_000, partitions=1)
 START = datetime(2024, 3, 1, tzinfo=UTC)
 """A Friday, midnight."""
-EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 T = TypeVar("T", bound=msgspec.Struct)
 decode_decision = msgspec.json.Decoder(Decision).decode

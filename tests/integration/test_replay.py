@@ -4,7 +4,7 @@ import json
 import threading
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,7 @@ from schemas.codec import timestamp_us
 from schemas.mapping import Mapper, read_mapping
 from schemas.messages import Label, Transaction
 from schemas.records import Record
+from schemas.times import EPOCH
 from schemas.topics import ALERTS, LABELS, TRANSACTIONS
 from tests.chaos.arithmetic import partition_of
 from tests.helpers.features import labels_known
@@ -42,7 +43,6 @@ from tests.helpers.waiting import TIMEOUT_S, eventually
 pytestmark = pytest.mark.broker
 
 DAY = timedelta(days=1)
-EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 @pytest.fixture(scope="module")

@@ -3,9 +3,8 @@
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from datetime import UTC, datetime, timedelta
 from itertools import pairwise
-from typing import Any, Final, NamedTuple
+from typing import Any, NamedTuple
 
 import msgspec
 import numpy as np
@@ -38,8 +37,7 @@ from pipeline.scoring.prequential import Prequential
 from pipeline.scoring.river_factory import new_learner
 from pipeline.scoring.training_updates import RiverLearner
 from schemas.messages import FeedbackConfig, LogPosition, Versions
-
-_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+from schemas.times import time_of
 
 
 class DecisionColumns(NamedTuple):
@@ -225,7 +223,7 @@ class OnlineTrainer:
             transaction_id=taken.transaction_id[row].as_py(),
             card_id=taken.card_id[row].as_py(),
             merchant_id=taken.merchant_id[row].as_py(),
-            event_time=_EPOCH + timedelta(microseconds=int(taken.event_time_us[row])),
+            event_time=time_of(int(taken.event_time_us[row])),
             amount_base=int(taken.amount_base_minor[row]) / 100,
             score=float(columns.score[row]),
             logit=float(columns.logit[row]),

@@ -6,18 +6,18 @@ the records that a reader sees.
 """
 
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from typing import Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.engine.records.columns import Transactions
-from schemas.times import US_PER_MS
+from schemas.codec import timestamp_us
+from schemas.times import US_PER_MS, time_of
 
 EARLIEST_US: Final = -(2**61)
 LATEST_US: Final = 2**61
-_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 ALWAYS_MS: Final = 2**61
@@ -105,16 +105,16 @@ class SeenTimes:
 
 def moment(time_us: int) -> str:
     """A time as a person writes it, in UTC."""
-    return f"{_EPOCH + timedelta(microseconds=time_us):%Y-%m-%d %H:%M:%S}"
+    return f"{time_of(time_us):%Y-%m-%d %H:%M:%S}"
 
 
 def time_text(time_us: int) -> str:
     """Microseconds since 1970 as RFC 3339, to the second."""
-    return (_EPOCH + timedelta(microseconds=time_us)).isoformat(timespec="seconds").replace("+00:00", "Z")
+    return time_of(time_us).isoformat(timespec="seconds").replace("+00:00", "Z")
 
 
 def time_us(at: datetime | None, otherwise: int) -> int:
     """Microseconds since 1970 of a time, which is of UTC where it has no offset."""
     if at is None:
         return otherwise
-    return ((at if at.tzinfo is not None else at.replace(tzinfo=UTC)) - _EPOCH) // timedelta(microseconds=1)
+    return timestamp_us(at if at.tzinfo is not None else at.replace(tzinfo=UTC))

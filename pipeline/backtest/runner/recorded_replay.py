@@ -9,7 +9,6 @@ import heapq
 from collections import Counter
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
-from datetime import UTC, datetime
 from decimal import Decimal
 from functools import partial
 from typing import Final, NamedTuple
@@ -46,12 +45,12 @@ from pipeline.history.files import currency_decimals
 from pipeline.kafka.readers.replay_reader import RangeReader, in_recorded_order, read_markers
 from schemas.messages import CardConfig, Profiled, ProfiledTransaction, RecordPosition, Versions
 from schemas.records import Record
-from schemas.times import US_PER_SECOND
+from schemas.times import EPOCH, US_PER_SECOND
 from schemas.topics import ACCEPTED_LABELS, PROFILED, PROGRESS, REROUTED, TRANSACTIONS, Topic
 
 _BATCH: Final = 16
 """Blocks that are read at once, of up to 512 rows each."""
-_NOW: Final = datetime(1970, 1, 1, tzinfo=UTC)
+_NOW: Final = EPOCH
 """When batches are stamped to have been ingested: what is compared and kept has the live stamp."""
 _Key = tuple[str, int, int]
 

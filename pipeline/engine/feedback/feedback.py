@@ -1,7 +1,7 @@
 """State handler of the feedback agent: features of decisions and labels in, training examples out."""
 
 from collections.abc import Sequence
-from datetime import UTC, datetime, timedelta
+from datetime import datetime
 from typing import Final
 
 import msgspec
@@ -35,10 +35,10 @@ from pipeline.learning.report_delays import unreported_weight
 from pipeline.learning.surges import SourceHours, Surges
 from schemas.messages import Example, FeedbackConfig
 from schemas.records import Output, Record
+from schemas.times import time_of
 from schemas.topics import DECISION_FEATURES, EXAMPLES
 
 _encode = msgspec.json.Encoder().encode
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 class _FeedbackValues(msgspec.Struct):
@@ -206,7 +206,7 @@ def example(joined: Emitted, decision: DecisionRecord) -> Example:
         **decision._asdict(),
         label=joined.label,
         label_source=joined.source,
-        known_at=_EPOCH + timedelta(microseconds=joined.known_at_us),
+        known_at=time_of(joined.known_at_us),
         weight=joined.weight,
         revision=joined.revision,
         online_weight=_online_weight(joined, decision),

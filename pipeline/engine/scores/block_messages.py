@@ -1,7 +1,7 @@
 """Rows of blocks as messages, and back: for programs that look at single rows, and need no speed."""
 
 from collections.abc import Sequence
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from decimal import Decimal
 from typing import Any, Final
 
@@ -28,9 +28,9 @@ from pipeline.engine.scores.feature_blocks import LAYOUT as FEATURES_LAYOUT
 from schemas.codec import timestamp_us
 from schemas.errors import UNREADABLE
 from schemas.messages import Profiled, ProfiledLabel, ProfiledTransaction, RecordPosition, Timestamp
+from schemas.times import time_of
 
 _WHOLES: Final = [col.WHOLES.index(name) for name in (*PROFILED_LAYOUT.wide, *PROFILED_LAYOUT.narrow)]
-_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _MINUTE: Final = timedelta(minutes=1)
 
 
@@ -121,7 +121,7 @@ def _messages(block: Block) -> list[Profiled]:
                 kernel=block.kernel,
                 case_id=texts[col.CASE][row].decode(),
                 case_sequence=wholes[col.CASE_SEQUENCE][row],
-                ingested_at=_EPOCH + timedelta(microseconds=wholes[col.INGESTED_US][row]),
+                ingested_at=time_of(wholes[col.INGESTED_US][row]),
                 transaction=original,
                 read=None if read == source else read,
                 **shared,

@@ -5,7 +5,7 @@ Programs that look at single rows of ``features`` read them as records too.
 
 import struct
 from collections.abc import Sequence
-from datetime import UTC, datetime, timedelta, timezone
+from datetime import datetime, timedelta, timezone
 from functools import lru_cache
 from typing import Any, Final, NamedTuple
 
@@ -33,6 +33,7 @@ from pipeline.engine.scores.feature_blocks import (
 from pipeline.features.catalogue import FEATURES
 from schemas.messages import DecisionFeatures, LogPosition, RecordPosition, Versions
 from schemas.records import Record
+from schemas.times import time_of
 
 
 class DecisionRecord(NamedTuple):
@@ -61,7 +62,6 @@ class _RecordNames(msgspec.Struct, frozen=True, array_like=True):
 
 _HEAD: Final = struct.Struct("<5I3q3i")
 """The same but for the numbers, of which the count comes first."""
-_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _encode = msgspec.json.Encoder().encode
 _decode = msgspec.json.Decoder(_RecordNames).decode
 
@@ -157,7 +157,7 @@ def zoned_time(time_us: int, offset_min: int) -> datetime:
     >>> zoned_time(0, 60).isoformat()
     '1970-01-01T01:00:00+01:00'
     """
-    moment = _EPOCH + timedelta(microseconds=time_us)
+    moment = time_of(time_us)
     return moment.astimezone(timezone(timedelta(minutes=offset_min))) if offset_min else moment
 
 

@@ -17,10 +17,9 @@ from sklearn.metrics import average_precision_score
 
 from pipeline.backtest.metrics.bootstrap import interval
 from pipeline.history.files import resolve_mapping
-from pipeline.replay.replayer import EPOCH
 from pipeline.scoring.blend import sigmoid
 from pipeline.training.score_metrics import calibration_error, days_of
-from schemas.times import US_PER_DAY
+from schemas.times import EPOCH, US_PER_DAY
 from tests.evaluation.detection import FOLDS, FRAUDS, REPLICATES, Data
 from tests.evaluation.histories import History
 from tests.evaluation.parts import Found, Part, Table, Unit, markdown
