@@ -7,7 +7,7 @@ from typing import Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.learning.labels import FRAUD, KNOWN, UNSEEN, StateNumbers, resolve_numbers
+from pipeline.learning.labels import KNOWN_FRAUD, UNSEEN, StateNumbers, resolve_numbers
 from schemas.times import US_PER_DAY
 
 TOP: Final = 100
@@ -20,7 +20,6 @@ OPENS: Final = 1.64
 """Above it the online model is let in: one-sided, 5 %."""
 CLOSES: Final = 0.0
 """Below it the online model is taken out."""
-_FRAUD: Final = KNOWN.index(FRAUD)
 
 Identity = tuple[str, str]
 """Card and transaction."""
@@ -123,7 +122,7 @@ class Gate:
     def report(self, label: LabelReport) -> None:
         """Take in a label; what somebody says of a transaction is resolved as everywhere."""
         held = self._held.get(label.identity)
-        if held is None and label.known != _FRAUD:
+        if held is None and label.known != KNOWN_FRAUD:
             return
         state, known_at_us = held if held is not None else (UNSEEN, label.known_at_us)
         numbers, _ = resolve_numbers(state, label.rank, label.labelled_at_us, label.known)
@@ -137,7 +136,7 @@ class Gate:
         """
         since_us = self._stream_time_us - REPORT_DAYS * US_PER_DAY
         self._held = {identity: held for identity, held in self._held.items() if held[1] > since_us}
-        frauds = {identity for identity, (state, _) in self._held.items() if state[2] == _FRAUD}
+        frauds = {identity for identity, (state, _) in self._held.items() if state[2] == KNOWN_FRAUD}
         won = lost = 0
         for with_online, without in self._days.values():
             ours, theirs = with_online.identities & frauds, without.identities & frauds

@@ -38,6 +38,7 @@ NOTHING: Final = "none"
 
 KNOWN: Final = (NOTHING, LEGITIMATE, FRAUD)
 """Known values of a transaction, by number; a higher number is more severe."""
+KNOWN_NOTHING, KNOWN_LEGITIMATE, KNOWN_FRAUD = range(len(KNOWN))
 NO_LABEL: Final = -1
 """Rank of a state in which no label has been seen."""
 
@@ -46,11 +47,10 @@ OUTCOMES: Final[tuple[Outcome, ...]] = get_args(Outcome)
 """Outcomes by number."""
 _FIRST, _CHANGED, _CONFIRMED, _NOTED, _REPEATED, _OUTRANKED, _CONTRADICTED, _IGNORED = range(len(OUTCOMES))
 _RULE: Final = SOURCE_RANK["rule"]
-_NOTHING: Final = KNOWN.index(NOTHING)
 
 StateNumbers = tuple[int, int, int, int]
 """(rank, ``labelled_at`` in microseconds, index of `KNOWN`, how often that changed): the label that holds."""
-UNSEEN: Final[StateNumbers] = (NO_LABEL, 0, _NOTHING, 0)
+UNSEEN: Final[StateNumbers] = (NO_LABEL, 0, KNOWN_NOTHING, 0)
 """The state before the first label."""
 
 
@@ -61,6 +61,11 @@ def known_value(label: str) -> str:
     ('fraud', 'none')
     """
     return label if label in (FRAUD, LEGITIMATE) else NOTHING
+
+
+def known_number(label: str) -> int:
+    """Return the number of the known value of a label."""
+    return KNOWN.index(known_value(label))
 
 
 def source_rank(source: str) -> int:
@@ -74,7 +79,7 @@ def source_rank(source: str) -> int:
 
 def label_order(label: Label) -> tuple[int, int, int]:
     """Return a sort key of the labels of a transaction: of those that are no rule's the largest holds."""
-    return source_rank(label.source), timestamp_us(label.labelled_at), KNOWN.index(known_value(label.label))
+    return source_rank(label.source), timestamp_us(label.labelled_at), known_number(label.label)
 
 
 def holding_label(labels: Iterable[Label]) -> Label | None:
@@ -121,7 +126,7 @@ def resolve_numbers(current: StateNumbers, rank: int, labelled_at_us: int, known
     """
     held_rank, held_at_us, before, changes = current
     if rank == _RULE:
-        return ((rank, labelled_at_us, _NOTHING, 0) if held_rank == NO_LABEL else current), _IGNORED
+        return ((rank, labelled_at_us, KNOWN_NOTHING, 0) if held_rank == NO_LABEL else current), _IGNORED
     if held_rank != NO_LABEL:
         new, held = (rank, labelled_at_us, known), (held_rank, held_at_us, before)
         if new == held:
@@ -129,7 +134,7 @@ def resolve_numbers(current: StateNumbers, rank: int, labelled_at_us: int, known
         if new < held:
             return current, _OUTRANKED if known == before else _CONTRADICTED
     if known == before:
-        return (rank, labelled_at_us, known, changes), _NOTED if known == _NOTHING else _CONFIRMED
+        return (rank, labelled_at_us, known, changes), _NOTED if known == KNOWN_NOTHING else _CONFIRMED
     return (rank, labelled_at_us, known, changes + 1), _FIRST if changes == 0 else _CHANGED
 
 

@@ -6,13 +6,13 @@ one. Reports that come later are allowed for by weights, so that they train noth
 
 from typing import Final, NamedTuple
 
-from pipeline.learning.labels import FRAUD, KNOWN, NOTHING
+from pipeline.learning.labels import KNOWN, KNOWN_FRAUD, KNOWN_NOTHING
 
 PRESUMED: Final = "presumed_legitimate"
 WITHDRAWN: Final = "withdrawn"
 """Label of an example whose transaction nothing is known about any more."""
 _LABELS: Final = (*KNOWN, PRESUMED)
-_NOTHING, _FRAUD, _PRESUMED = _LABELS.index(NOTHING), _LABELS.index(FRAUD), _LABELS.index(PRESUMED)
+_PRESUMED: Final = _LABELS.index(PRESUMED)
 
 
 class Learned(NamedTuple):
@@ -30,10 +30,10 @@ class Learned(NamedTuple):
     @property
     def label(self) -> str | None:
         """The label; None for nothing."""
-        return None if self.number == _NOTHING else _LABELS[self.number]
+        return None if self.number == KNOWN_NOTHING else _LABELS[self.number]
 
 
-NOTHING_LEARNED: Final = Learned(_NOTHING, 0.0)
+NOTHING_LEARNED: Final = Learned(KNOWN_NOTHING, 0.0)
 
 
 class OnlineUpdate(NamedTuple):
@@ -68,8 +68,8 @@ def online_update(
     """
     if learned.number in (_PRESUMED, now):
         return OnlineUpdate(0.0), learned
-    if now == _FRAUD and in_time:
+    if now == KNOWN_FRAUD and in_time:
         weight = 1.0 / reported_share
-    elif now == _NOTHING or (now == _FRAUD and learned == NOTHING_LEARNED):
+    elif now == KNOWN_NOTHING or (now == KNOWN_FRAUD and learned == NOTHING_LEARNED):
         weight = 0.0
     return OnlineUpdate(weight, learned), Learned(now, weight) if weight else NOTHING_LEARNED

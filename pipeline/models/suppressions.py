@@ -17,7 +17,7 @@ from pipeline.decision.online_gate import LabelReport
 from pipeline.kafka.cluster.log_offsets import starts_at
 from pipeline.kafka.readers.follower import TopicFollower
 from pipeline.kafka.records.internal import not_counted, readable
-from pipeline.learning.labels import KNOWN, source_rank
+from pipeline.learning.labels import KNOWN_FRAUD, source_rank
 from pipeline.models.changes import ChangeAuthor
 from pipeline.models.list_changes import ListChanges
 from pipeline.models.publish import changed
@@ -30,7 +30,6 @@ from schemas.topics import DECISIONS
 log = logging.getLogger(__name__)
 
 _MARK: Final = b'"overruled":'
-_FRAUD: Final = KNOWN.index("fraud")
 _RULE_RANK: Final = source_rank("rule")
 _POLL_S: Final = 1.0
 
@@ -92,7 +91,7 @@ class SuppressedHits:
         for row in self.rows.values():
             minor = round(row.amount_base * 100)
             _, _, known = held.get((row.card_id, row.transaction_id), (0, 0, -1))
-            missed = known == _FRAUD and row.action != "alert"
+            missed = known == KNOWN_FRAUD and row.action != "alert"
             for name in row.overruled:
                 total = found.setdefault(name, Suppressed())
                 total.hits += 1

@@ -9,6 +9,7 @@ from pipeline.decision.policy import BY_AUDIT as AUDIT
 from pipeline.learning.labels import (
     FRAUD,
     KNOWN,
+    KNOWN_FRAUD,
     NOTHING,
     UNSEEN,
     StateNumbers,
@@ -23,7 +24,6 @@ from schemas.times import US_PER_DAY
 _ANSWERS: Final = frozenset({"audit", "analyst"})
 """Sources that answer an alert; all others but rules report by themselves."""
 _NO_REPORT: Final = _ANSWERS | {"rule"}
-_FRAUD: Final = KNOWN.index(FRAUD)
 _ROW_TYPES: Final = (np.int64, np.int8, np.float64, np.bool_, np.bool_, np.int64)
 """Types of the columns of `AuditRows`."""
 
@@ -99,7 +99,7 @@ class Outcomes:
             return
         found = found or _Outcome()
         code = NOT_SELECTED if selection is None else BY_AUDIT if selection == AUDIT else BY_SCORE_OR_RULE
-        fraud = found.state[2] == _FRAUD
+        fraud = found.state[2] == KNOWN_FRAUD
         self._rows.append((event_time_us, code, selection_probability, found.answered, fraud, found.reported_us))
 
     def decisions(self, from_us: int) -> tuple[int, int]:

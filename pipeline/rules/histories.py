@@ -30,7 +30,7 @@ from pipeline.expressions.trees import Node
 from pipeline.features.catalogue import ACTIVE, FEATURES
 from pipeline.features.feature_set import is_comparable
 from pipeline.history import table_columns
-from pipeline.learning.labels import FRAUD, KNOWN, LEGITIMATE, NOTHING
+from pipeline.learning.labels import KNOWN_FRAUD, KNOWN_LEGITIMATE, KNOWN_NOTHING
 from pipeline.models.list_log import ListHistory
 from pipeline.rules.hits import Counted, HitHistory, Hits
 from pipeline.scoring.kinds import KINDS
@@ -47,7 +47,6 @@ _OWN_TEXTS: Final = ("card_id", "merchant_id")
 _SOURCE: Final = ("source_partition", "source_offset")
 _PARTITION_BITS: Final = 40
 """Bits of an offset in the key of a record."""
-_FRAUD, _LEGITIMATE, _NOTHING = map(KNOWN.index, (FRAUD, LEGITIMATE, NOTHING))
 _POSITION: Final = (PARTITION, OFFSET)
 _READ: Final = ("event_time", "amount_base", "versions_kernel", "card_id", "transaction_id", *_SOURCE)
 _LISTS_VERSION: Final = "versions_lists"
@@ -104,13 +103,13 @@ def _on_file(counted: Counted, path: Path, settings: Settings, lists: "_Lists") 
         rows = counted.take(
             read, taken.event_time_us, np.zeros(len(decided), np.int64), lambda row: taken.transaction_id[row].as_py()
         )
-        truth = np.full(len(rows), _NOTHING) if taken.truth is None else taken.truth[rows]
+        truth = np.full(len(rows), KNOWN_NOTHING) if taken.truth is None else taken.truth[rows]
         why = np.array([*SELECTIONS, None], object)[decided.selection[rows]]
         codes = [sum(map(tuple, rules.named(numbers)), ()) for numbers in decided.hits[rows]]
         card = name_keys(taken.card_id.take(pa.array(rows)))[:, 0]
         amount = taken.amount_base_minor[rows] / 100
         kernel = np.zeros(len(rows), np.int64)
-        of_truth = truth == _FRAUD, truth == _LEGITIMATE
+        of_truth = truth == KNOWN_FRAUD, truth == KNOWN_LEGITIMATE
         parts.append(Hits(taken.event_time_us[rows], amount, kernel, card, why, _objects(codes), *of_truth))
 
     Backtest(path, settings=settings).each(take)
@@ -152,10 +151,10 @@ def _on_export(counted: Counted, directory: Path, settings: Settings, lists: "_L
         keys.append(key[found])
         digests.append(digest_keys(cards, ids))
     labels = _labels(directory, settings)
-    known = labels.column("known", labels.find(np.concatenate(digests)), _NOTHING)
+    known = labels.column("known", labels.find(np.concatenate(digests)), KNOWN_NOTHING)
     selection, codes = _decided(directory, np.concatenate(keys))
     hits = _concatenated(parts)._replace(
-        selection=selection, others=codes, fraud=known == _FRAUD, legitimate=known == _LEGITIMATE
+        selection=selection, others=codes, fraud=known == KNOWN_FRAUD, legitimate=known == KNOWN_LEGITIMATE
     )
     comparable = frozenset(number for name, number in kernels.items() if is_comparable(name))
     return HitHistory(hits, round(settings.maturity_days * US_PER_DAY), comparable)

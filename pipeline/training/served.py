@@ -26,7 +26,7 @@ from pipeline.features.catalogue import FEATURES
 from pipeline.features.feature_set import is_comparable
 from pipeline.kafka.records.internal import not_counted, readable_features, refuse
 from pipeline.learning.event_clock import EventClock, newest_of
-from pipeline.learning.labels import FRAUD, KNOWN, NO_LABEL, holding
+from pipeline.learning.labels import KNOWN_FRAUD, NO_LABEL, holding
 from pipeline.learning.regimes import NEVER_US
 from pipeline.settings import Settings
 from pipeline.training.cohorts import Split, TrainingSet, split_cohorts
@@ -35,7 +35,6 @@ from schemas.times import US_PER_DAY
 
 WINDOW_DAYS: Final = 120.0
 """Days of event time that are held by default."""
-KNOWN_FRAUD: Final = KNOWN.index(FRAUD)
 _ID_TEXT, _CARD_TEXT = range(2)
 
 

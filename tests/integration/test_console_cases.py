@@ -69,7 +69,7 @@ class Desk:
 
 
 @pytest.fixture(autouse=True)
-def _patience(monkeypatch: pytest.MonkeyPatch) -> None:
+def _long_timeouts(monkeypatch: pytest.MonkeyPatch) -> None:
     """A busy machine may take its time to read back what was written."""
     monkeypatch.setattr("pipeline.console.actions.READ_BACK_S", TIMEOUT_S)
 

@@ -52,7 +52,7 @@ class Figures:
 
 
 @pytest.fixture(autouse=True)
-def _patience(monkeypatch: pytest.MonkeyPatch) -> None:
+def _long_timeouts(monkeypatch: pytest.MonkeyPatch) -> None:
     """Brokers of a busy machine may take their time, and are not away for that."""
     for name in ("status.READ_S", "status.FIRST_S", "explanation.READ_S"):
         monkeypatch.setattr(f"pipeline.console.{name}", TIMEOUT_S)

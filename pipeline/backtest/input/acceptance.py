@@ -24,7 +24,7 @@ from pipeline.history import table_columns
 from pipeline.history.files import SEQUENCE, STAMP
 from pipeline.history.mapped_files import RECORD, REFUSED, accept_mapped
 from pipeline.learning.label_sources import EVERY_SOURCE, LabelSources
-from pipeline.learning.labels import KNOWN, known_value, source_rank
+from pipeline.learning.labels import known_number, source_rank
 from schemas.codec import decode_label, timestamp_us
 from schemas.errors import InvalidMessage
 from schemas.fields import READ_FIELDS
@@ -205,7 +205,7 @@ def accept_labels(
         card_id=cards,
         source=sources,
         rank=_coded(sources, source_rank),
-        known=_coded(words, lambda word: KNOWN.index(known_value(word))),
+        known=_coded(words, known_number),
         labelled_at_us=labelled_us,
         known_at_us=known_at_us,
         word=words,

@@ -12,7 +12,7 @@ from pipeline.backtest.input.acceptance import LABEL_FIELDS
 from pipeline.history.canonical_columns import NO_TRUTH, UnusableSource, truths
 from pipeline.history.files import CHUNK_ROWS, SEQUENCE, STAMP, column_names, read_tables
 from pipeline.history.table_columns import column, times_us
-from pipeline.learning.labels import FRAUD, KNOWN, LEGITIMATE
+from pipeline.learning.labels import FRAUD, KNOWN_FRAUD, KNOWN_LEGITIMATE, LEGITIMATE
 from schemas.times import US_PER_SECOND
 
 
@@ -69,7 +69,7 @@ def delayed_truth(
 def truth_of(table: pa.Table, rows: NDArray[np.int64]) -> NDArray[np.int8]:
     """Return the final label of some rows of a table, by its column ``fraud``. Raises `UnusableSource`."""
     fraud = frauds(table.select(["fraud"]).take(pa.array(rows)))
-    return np.where(fraud, KNOWN.index(FRAUD), KNOWN.index(LEGITIMATE)).astype(np.int8)
+    return np.where(fraud, KNOWN_FRAUD, KNOWN_LEGITIMATE).astype(np.int8)
 
 
 def frauds(table: pa.Table) -> NDArray[np.bool_]:

@@ -13,13 +13,12 @@ from pipeline.backtest.input.label_book import LabelBook
 from pipeline.backtest.input.sources import OpenedHistory, Source
 from pipeline.backtest.input.spill import BLOCK_ROWS, NumberColumn, blocks, texts
 from pipeline.engine.records.columns import Transactions, digest_keys
-from pipeline.learning.labels import KNOWN, NOTHING, SOURCE_RANK, holding, known_value, source_rank
+from pipeline.learning.labels import KNOWN_NOTHING, SOURCE_RANK, holding, known_number, source_rank
 
 PART_ROWS: Final = BLOCK_ROWS
 """Labels that are resolved together, about."""
 _MOST_BITS: Final = 8
 """Bits by which labels are parted: each part is an open file."""
-_NOTHING: Final = KNOWN.index(NOTHING)
 _LABEL: Final = np.dtype(
     [
         ("high", np.int64), ("low", np.int64), ("at_us", np.int64), ("source", np.int32), ("fraud_type", np.int32),
@@ -48,7 +47,7 @@ class FinalLabels:
         high, held = NumberColumn(np.int64), NumberColumn(_LABEL)
         for part in _parted(labels):
             rows = part[holding([part["low"], part["high"]], part["rank"], part["at_us"], part["known"])]
-            rows = rows[rows["known"] != _NOTHING]
+            rows = rows[rows["known"] != KNOWN_NOTHING]
             high.add(rows["high"])
             held.add(rows)
         # Alone, since it is searched: of records it would be copied each time.
@@ -63,7 +62,7 @@ class FinalLabels:
             at = self.find(digest_keys(part.card_id, part.transaction_id))
             known = at >= 0
             held = self._held[at[known]]
-            rows = replace(part, truth=self.column("known", at, _NOTHING))
+            rows = replace(part, truth=self.column("known", at, KNOWN_NOTHING))
             words_of = {
                 name: words.take(pa.array(held[name], mask=held[name] < 0)) for name, words in self.words.items()
             }
@@ -136,7 +135,7 @@ def _rows(labels: pd.DataFrame) -> NDArray[Any]:
     digests = digests_of(labels, slice(None))
     codes = {name: labels[name].cat.codes.to_numpy() for name in _WORDS}
     ranks = [source_rank(word) for word in labels["source"].cat.categories]
-    known = [KNOWN.index(known_value(word)) for word in labels["label"].cat.categories]
+    known = [known_number(word) for word in labels["label"].cat.categories]
     rows = np.empty(len(labels), _LABEL)
     rows["high"], rows["low"], rows["at_us"] = digests[:, 0], digests[:, 1], microseconds(labels["labelled_at"])
     rows["source"], rows["fraud_type"] = codes["source"], codes["fraud_type"]

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from pipeline.backtest.input.spill import in_blocks
 from pipeline.backtest.labels.final_labels import FinalLabels, digests_of, microseconds
-from pipeline.learning.labels import FRAUD, KNOWN, LEGITIMATE, NOTHING
+from pipeline.learning.labels import KNOWN_FRAUD, KNOWN_LEGITIMATE, KNOWN_NOTHING
 
 NEVER: Final = np.iinfo(np.int64).max
 
@@ -43,8 +43,8 @@ def ground_truth(decisions: pd.DataFrame, labels: pd.DataFrame) -> GroundTruth:
     """
     final, n = FinalLabels(labels), len(decisions)
     at = in_blocks(n, np.int64, lambda rows: final.find(digests_of(decisions, rows)))
-    known = in_blocks(n, np.int8, lambda rows: final.column("known", at[rows], KNOWN.index(NOTHING)))
-    fraud = known == KNOWN.index(FRAUD)
+    known = in_blocks(n, np.int8, lambda rows: final.column("known", at[rows], KNOWN_NOTHING))
+    fraud = known == KNOWN_FRAUD
     sources, kinds = (list(dict.fromkeys(["", *words.to_pylist()])) for words in final.words.values())
 
     def codes(name: str, words: list[str]) -> NDArray[np.int16]:
@@ -54,7 +54,7 @@ def ground_truth(decisions: pd.DataFrame, labels: pd.DataFrame) -> GroundTruth:
 
     return GroundTruth(
         fraud=fraud,
-        legitimate=known == KNOWN.index(LEGITIMATE),
+        legitimate=known == KNOWN_LEGITIMATE,
         source=pd.Categorical.from_codes(codes("source", sources), categories=pd.Index(sources)),
         fraud_type=pd.Categorical.from_codes(
             np.where(fraud, codes("fraud_type", kinds), 0), categories=pd.Index(kinds)

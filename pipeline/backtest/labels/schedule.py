@@ -16,15 +16,12 @@ from pipeline.backtest.metrics.ranking import top_of_days
 from pipeline.engine.records.columns import Labels, Transactions, identities, no_labels
 from pipeline.engine.scores.decisions import Decisions
 from pipeline.learning.label_sources import SIMULATOR
-from pipeline.learning.labels import FRAUD, KNOWN, LEGITIMATE, NOTHING, source_rank
+from pipeline.learning.labels import KNOWN_FRAUD, KNOWN_LEGITIMATE, KNOWN_NOTHING, source_rank
 from pipeline.learning.regimes import NEVER_US, LabelRegime
 from schemas.times import US_PER_DAY
 
 REVIEW_SOURCE: Final = "analyst"
 """Source of labels that answer alerts, as in ``fraud-pipeline replay``; reports come from `SIMULATOR`."""
-_NOTHING: Final = KNOWN.index(NOTHING)
-_FRAUD: Final = KNOWN.index(FRAUD)
-_LEGITIMATE: Final = KNOWN.index(LEGITIMATE)
 
 
 class LabelMode(StrEnum):
@@ -126,7 +123,8 @@ class ScheduledLabels:
             due_us, identities(transactions.card_id, transactions.transaction_id)
         )
         wrong = corrected_us < NEVER_US
-        first = np.where(wrong, np.where(truth == _FRAUD, _LEGITIMATE, _FRAUD), truth).astype(truth.dtype)
+        other = np.where(truth == KNOWN_FRAUD, KNOWN_LEGITIMATE, KNOWN_FRAUD)
+        first = np.where(wrong, other, truth).astype(truth.dtype)
         corrections = _labels(transactions.take(wrong), truth[wrong], corrected_us[wrong], SIMULATOR)
         return Labels.concat([_labels(transactions, first, due_us, SIMULATOR), corrections])
 
@@ -134,9 +132,9 @@ class ScheduledLabels:
         """Return when each transaction is reported, shape (n,); `NEVER_US` for one that is not."""
         truth = _truth(part)
         due_us = self._regime.known_at_us(
-            part.event_time_us, truth == _FRAUD, identities(part.card_id, part.transaction_id)
+            part.event_time_us, truth == KNOWN_FRAUD, identities(part.card_id, part.transaction_id)
         )
-        return np.where(truth == _NOTHING, NEVER_US, due_us)
+        return np.where(truth == KNOWN_NOTHING, NEVER_US, due_us)
 
     def _begin_day(self, day: int | None) -> None:
         if self._reviews is not None and day != self._day:
@@ -152,11 +150,11 @@ class ScheduledLabels:
         taken = taken.take(best)
         truth = _truth(taken)
         self._looked_at += len(taken)
-        self._unanswered += int(np.count_nonzero(truth == _NOTHING))
+        self._unanswered += int(np.count_nonzero(truth == KNOWN_NOTHING))
         over_us = (taken.event_time_us // US_PER_DAY + 1) * US_PER_DAY
         due_us = np.maximum(taken.event_time_us + reviews.delay_us, over_us)
         reported_us = self._due_us(taken)
-        sooner = (truth != _NOTHING) & (due_us < reported_us)
+        sooner = (truth != KNOWN_NOTHING) & (due_us < reported_us)
         if not sooner.any():
             return
         answers = _labels(taken.take(sooner), truth[sooner], due_us[sooner], REVIEW_SOURCE)

@@ -10,13 +10,13 @@ from pipeline.backtest.input.span import EARLIEST_US, LATEST_US
 from pipeline.backtest.input.spill import NumberColumn
 from pipeline.engine.records.columns import Labels, Transactions, digest_keys, name_keys
 from pipeline.features.catalogue import FEATURES
-from pipeline.learning.labels import SOURCE_RANK
+from pipeline.learning.labels import KNOWN_FRAUD, SOURCE_RANK
 from pipeline.learning.regimes import LabelRegime
 from pipeline.learning.report_delays import ReportDelays
 from pipeline.learning.trained_labels import TrainedLabels
 from pipeline.training.cohorts import Split, TrainingSet, split_cohorts
 from pipeline.training.early_reports import EarlyReports
-from pipeline.training.served import KNOWN_FRAUD, Labelled
+from pipeline.training.served import Labelled
 from schemas.times import US_PER_SECOND
 
 _LABEL: Final = np.dtype(list(zip(Labelled._fields, (np.int64, np.int8, np.int64, np.int8, np.int64), strict=True)))

@@ -22,7 +22,7 @@ from pipeline.engine.records.columns import Reject, Transactions
 from pipeline.features.catalogue import FEATURES
 from pipeline.history import table_columns
 from pipeline.history.files import CHUNK_ROWS
-from pipeline.learning.labels import FRAUD, KNOWN
+from pipeline.learning.labels import KNOWN_FRAUD
 from pipeline.learning.regimes import NEVER_US, LabelRegime
 from pipeline.observability.terminal import printable
 from pipeline.scoring.errors import ModelError
@@ -31,7 +31,6 @@ from pipeline.training.validation import SEGMENT_FIELDS
 
 EVER_US: Final = NEVER_US - 1
 """The time by which everything is known that ever becomes known."""
-_FRAUD: Final = KNOWN.index(FRAUD)
 _SEGMENTS: Final = tuple(name for name in SEGMENT_FIELDS if name != "currency")
 """Amounts are in the base currency, so that a version does not depend on those of the history."""
 
@@ -98,7 +97,8 @@ def read_history(
             taken = profiled.transactions
             numbers.append(taken.row)
             if len(taken) and taken.truth is not None:
-                last_us, frauds = int(taken.event_time_us[-1]), frauds + int(np.count_nonzero(taken.truth == _FRAUD))
+                last_us = int(taken.event_time_us[-1])
+                frauds += int(np.count_nonzero(taken.truth == KNOWN_FRAUD))
                 currencies.update(pc.unique(taken.currency).to_pylist())
             report(f"features of {int(numbers[-1][-1]) + 1 if len(numbers[-1]) else 0:,} transactions")
     number = np.concatenate(numbers)

@@ -22,7 +22,15 @@ from pipeline.engine.partition_state.pending_items import GIVE_UP_AT_MOST, Pendi
 from pipeline.engine.partition_state.wait_clock import EARLY_LABEL_GRACE_US, LATE_US, NOT_SEEN, WaitClock, labels_from
 from pipeline.engine.records.columns import Labels, digests, identities
 from pipeline.engine.records.results import Result
-from pipeline.learning.labels import FRAUD, KNOWN, LEGITIMATE, NOTHING, OUTCOMES, REVIEWER_RANK, resolve_numbers
+from pipeline.learning.labels import (
+    KNOWN,
+    KNOWN_FRAUD,
+    KNOWN_LEGITIMATE,
+    KNOWN_NOTHING,
+    OUTCOMES,
+    REVIEWER_RANK,
+    resolve_numbers,
+)
 from pipeline.learning.online_updates import PRESUMED, WITHDRAWN, Learned, OnlineUpdate, online_update
 from pipeline.learning.sampling import keep_negative, keep_negatives
 from pipeline.learning.surges import Surges
@@ -32,9 +40,6 @@ from schemas.times import US_PER_DAY
 
 PRESUME_AT_MOST: Final = 5_000
 """Transactions that one position presumes legitimate at most; others are left to the positions after it."""
-_NOTHING: Final = KNOWN.index(NOTHING)
-_LEGITIMATE: Final = KNOWN.index(LEGITIMATE)
-_FRAUD: Final = KNOWN.index(FRAUD)
 _STATE_KNOWN: Final = 2
 """Place of what is known in `StateNumbers`."""
 _PENDING: Final = struct.Struct("<bbqQ?H")
@@ -370,7 +375,7 @@ class _BatchPart:
                 self._join(position, digest, entry, label, self._sampled[number - self._first_label])
         for at_us, digest, rate in due:
             entry, known = self._find(digest), self._known.get(digest, NOT_KNOWN)
-            if entry is not None and not known.emitted and known.state[_STATE_KNOWN] == _NOTHING:
+            if entry is not None and not known.emitted and known.state[_STATE_KNOWN] == KNOWN_NOTHING:
                 weight, share = 1.0 / rate, self._config.reported_share
                 emitted = Emitted(position, entry, PRESUMED, None, at_us, weight, 0, OnlineUpdate(weight), share)
                 self._emit(digest, known._replace(learned=Learned.presumed(weight)), emitted)
@@ -412,18 +417,18 @@ class _BatchPart:
         counts["label", OUTCOMES[outcome]] += 1
         known = self._known[digest] = self._changed[digest] = known._replace(state=state)
         now = state[_STATE_KNOWN]
-        if now == before or (now == _NOTHING and known.emitted == 0):
+        if now == before or (now == KNOWN_NOTHING and known.emitted == 0):
             return
         reviewed = label.rank >= REVIEWER_RANK
-        if now == _LEGITIMATE and known.emitted == 0 and not sampled and not reviewed:
+        if now == KNOWN_LEGITIMATE and known.emitted == 0 and not sampled and not reviewed:
             counts["label", "not_sampled"] += 1
             return
         # A fraud is an example for certain, and so are its correction and what somebody has looked at. Any other
         # legitimate one stands for 1 / rate.
-        is_sample = now == _LEGITIMATE and sampled and not reviewed and before != _FRAUD
+        is_sample = now == KNOWN_LEGITIMATE and sampled and not reviewed and before != KNOWN_FRAUD
         weight = 1.0 / config.negative_sample_rate if is_sample else 1.0
         online, learned = online_update(known.learned, now, weight, config.reported_share, in_time=in_time)
-        name, online = WITHDRAWN if now == _NOTHING else KNOWN[now], online._replace(held=label.held)
+        name, online = WITHDRAWN if now == KNOWN_NOTHING else KNOWN[now], online._replace(held=label.held)
         emitted = Emitted(
             position, entry, name, label.source, label.known_at_us, weight, known.emitted, online, config.reported_share
         )

@@ -22,7 +22,7 @@ from pipeline.engine.encoding.json_scanner import AMOUNT, ATTRIBUTES, CURRENCY, 
 from pipeline.engine.records.columns import Labels, Reject, Transactions, no_labels
 from pipeline.features.attributes import READ, AttributeColumns, attribute_columns, decode_attributes, no_attributes
 from pipeline.features.clock import hours, weekdays
-from pipeline.learning.labels import KNOWN, known_value, source_rank
+from pipeline.learning.labels import known_number, source_rank
 from schemas.codec import MAX_LABEL_BYTES, AcceptedTransaction, decode_label, decode_transaction, timestamp_us
 from schemas.errors import InvalidMessage
 from schemas.fields import TEXT_COLUMNS
@@ -182,7 +182,7 @@ def label_columns(labels: Sequence[Label], row: NDArray[np.int64], arrived_us: N
         card_id=_strings([label.card_id for label in labels]),
         source=_strings([label.source for label in labels]),
         rank=np.array([source_rank(label.source) for label in labels], np.int8),
-        known=np.array([KNOWN.index(known_value(label.label)) for label in labels], np.int8),
+        known=np.array([known_number(label.label) for label in labels], np.int8),
         labelled_at_us=labelled_at_us,
         known_at_us=known_at_us,
         word=_strings([label.label for label in labels]),
