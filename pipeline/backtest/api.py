@@ -4,7 +4,6 @@ from collections.abc import Callable
 from contextlib import closing
 from functools import cached_property
 
-from pipeline.backtest.input.topic_source import TopicSource
 from pipeline.backtest.runner.candidates import candidates_of
 from pipeline.backtest.runner.live_comparison import LiveComparison
 from pipeline.backtest.runner.model_library import ModelLibrary
@@ -106,4 +105,4 @@ class Backtest(Request):
 
     @cached_property
     def _library(self) -> ModelLibrary:
-        return ModelLibrary(self.settings, self.source.bootstrap if isinstance(self.source, TopicSource) else None)
+        return ModelLibrary(self.settings, self.cluster, self.rules)

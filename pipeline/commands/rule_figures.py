@@ -2,9 +2,10 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 from pipeline.backtest.input.span import moment
+from pipeline.models.list_log import LEAKS
 from pipeline.observability.terminal import printable
 from schemas.times import US_PER_DAY
 
@@ -12,9 +13,6 @@ if TYPE_CHECKING:
     from pipeline.backtest.metrics.bootstrap import Estimate
     from pipeline.backtest.metrics.rule_worth import RuleWorth
     from pipeline.rules.trial import Figures, HistoryExample
-
-
-LEAKS: Final = "The lists are those of today: what was listed since then leaks into these figures."
 
 
 def figure_lines(code: str, figures: "Figures") -> Iterator[str]:

@@ -1,6 +1,6 @@
 """``fraud-pipeline rules``: rules in files, and the set of them that is active."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -10,7 +10,7 @@ import msgspec
 
 from pipeline.broker.running import ClusterNotFound
 from pipeline.commands.option_types import Moment
-from pipeline.commands.rule_figures import LEAKS, figure_lines, worth_lines
+from pipeline.commands.rule_figures import figure_lines, worth_lines
 from pipeline.commands.shared_options import (
     Cluster,
     F,
@@ -26,6 +26,7 @@ from pipeline.decision.rules import FILE_SUFFIX, Rule, RuleSet, condition_of
 from pipeline.expressions.trees import lines_of
 from pipeline.kafka.cluster.errors import TopicError
 from pipeline.models.changes import ChangeAuthor
+from pipeline.models.list_log import LEAKS, ListTime
 from pipeline.models.publish import changed
 from pipeline.models.rule_changes import (
     TESTED_DAYS,
@@ -38,7 +39,7 @@ from pipeline.models.rule_changes import (
 )
 from pipeline.observability.terminal import printable
 from pipeline.settings import Settings
-from pipeline.settings.rule_files import CAPS, RuleFile, RuleFileError, missing_lines, read_directory, read_rule
+from pipeline.settings.rule_files import CAPS, missing_lines, read_directory, read_rule, usable_rules
 from schemas.times import SECONDS_PER_DAY, utc_text
 
 if TYPE_CHECKING:
@@ -50,8 +51,8 @@ _rule = click.argument("rule")
 _from = click.option("--from", "start", type=Moment(), help="First day (UTC).")
 _lists = click.option(
     "--lists",
-    type=click.Choice(["then", "today"]),
-    default="then",
+    type=click.Choice([time.value for time in ListTime]),
+    default=ListTime.THEN.value,
     show_default=True,
     help="Lists as each decision had them, or as they are: what was listed since then leaks into the figures.",
 )
@@ -105,10 +106,11 @@ def try_file(
 
     Each test is recorded on the cluster, where one can be reached.
     """
-    rule, settings = _usable([read_rule(file)])[0], Settings()
+    settings = Settings()
+    (rule,) = usable_rules([read_rule(file)], settings)
     tester = one_line("--by", (user_name() or "unknown") if by is None else by)
     refuse_dropped([rule], settings)
-    today, days = lists == "today", _days(start, end)
+    today, days = lists == ListTime.TODAY.value, _days(start, end)
     figures = _figures(rule, history, settings, bootstrap, lists_of_today=today, **days)
     click.echo("\n".join(figure_lines(rule.code, figures)))
     try:
@@ -182,7 +184,8 @@ def show(code: str, bootstrap: str | None) -> None:
 @bootstrap_option
 def diff(directory: Path, bootstrap: str | None) -> None:
     """Show what `apply` would change, and which rules of the active set DIRECTORY does not have."""
-    click.echo("\n".join(_difference(RuleChanges.on(*cluster(bootstrap)).rules, _usable(read_directory(directory)))))
+    files = usable_rules(read_directory(directory), Settings())
+    click.echo("\n".join(_difference(RuleChanges.on(*cluster(bootstrap)).rules, files)))
 
 
 @command.command()
@@ -194,7 +197,7 @@ def apply(directory: Path, yes: bool, change: ChangeAuthor, at: Cluster) -> None
 
     Nothing acts or is counted yet, and what is active stays so.
     """
-    files, seen = _usable(read_directory(directory)), list[str]()
+    files, seen = usable_rules(read_directory(directory), Settings()), list[str]()
 
     def applied_once_seen(changes: RuleChanges) -> RuleSet | None:
         nothing = not differences(changes.rules, applied(changes.rules, files))
@@ -219,7 +222,7 @@ def publish(rule: str, history: str | None, change: ChangeAuthor, at: Cluster) -
     With --on, show then what it would have hit in the newest 14 days of a history, which `test` leaves out. Each look
     is recorded.
     """
-    given = _usable([read_rule(Path(rule))])[0] if rule.endswith(FILE_SUFFIX) else rule
+    given = usable_rules([read_rule(Path(rule))], Settings())[0] if rule.endswith(FILE_SUFFIX) else rule
     bootstrap, settings = at()
     found, figures = given if isinstance(given, Rule) else None, None
     if history:
@@ -300,20 +303,6 @@ def _days(start: datetime | None, end: datetime | None) -> dict[str, int | None]
 
 def _now_active(rules: RuleSet) -> None:
     click.echo(f"Set {rules.version} is active (rules: {len(rules.rules)}, active: {rules.active}).")
-
-
-def _usable(files: Iterable[RuleFile]) -> list[Rule]:
-    """Return the rules of files, with the settings' caps; raises `RuleFileError` for one that cannot be used."""
-    files, settings = list(files), Settings()
-    if missing := sorted({name for file in files for name in file.missing}):
-        raise RuleFileError(f"{', '.join(missing)} must be declared first: see `fraud-pipeline rules check`")
-    caps = settings.rule_max_alerts_per_hour, settings.rule_max_hit_rate
-    return [
-        msgspec.structs.replace(
-            rule, max_alerts_per_hour=rule.max_alerts_per_hour or caps[0], max_hit_rate=rule.max_hit_rate or caps[1]
-        )
-        for rule in (file.rule for file in files)
-    ]
 
 
 def _difference(rules: RuleSet, files: list[Rule]) -> list[str]:

@@ -8,6 +8,7 @@ import hashlib
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
+from enum import Enum
 from functools import cached_property
 from typing import Final
 
@@ -28,6 +29,7 @@ from schemas.messages import ListChange, VersionReference
 from schemas.records import Output, Record
 from schemas.topics import LISTS
 
+LEAKS: Final = "The lists are those of today: what was listed since then leaks into these figures."
 _PART_BYTES: Final = 500_000
 """Bytes from which another part begins."""
 _MISSING_S: Final = 10.0
@@ -35,6 +37,15 @@ _MISSING_S: Final = 10.0
 _LOOK_S: Final = 0.1
 _KEPT_VERSIONS: Final = 8
 """Versions of a history that are kept, besides the empty one: the next one to build follows one of them."""
+
+
+class ListTime(Enum):
+    """The lists by which a history is judged."""
+
+    THEN = "then"
+    """Those of each transaction's time."""
+    TODAY = "today"
+    """The newest."""
 
 
 class _PartHead(msgspec.Struct):

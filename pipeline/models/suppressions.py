@@ -87,18 +87,30 @@ class SuppressedHits:
             if report.rank != _RULE_RANK:
                 order = (report.rank, report.labelled_at_us, report.known)
                 held[report.identity] = max(order, held.get(report.identity, order))
-        found: dict[str, Suppressed] = {}
-        for row in self.rows.values():
-            minor = round(row.amount_base * 100)
-            _, _, known = held.get((row.card_id, row.transaction_id), (0, 0, -1))
-            missed = known == KNOWN_FRAUD and row.action != "alert"
-            for name in row.overruled:
-                total = found.setdefault(name, Suppressed())
-                total.hits += 1
-                total.amount_minor += minor
-                total.frauds += missed
-                total.fraud_minor += minor * missed
-        return found
+        return sums(
+            (row.overruled, row.amount_base, held.get((row.card_id, row.transaction_id), (0, 0, -1))[2] == KNOWN_FRAUD,
+             row.action == "alert")
+            for row in self.rows.values()
+        )  # fmt: skip
+
+
+def sums(overruled: Iterable[tuple[Iterable[str], float, bool, bool]]) -> dict[str, Suppressed]:
+    """Return the sums by what has overruled alerts.
+
+    Args:
+        overruled: Of each transaction the names of what overruled its alert, its amount in the base currency, and
+            whether it is fraud, and got an alert nevertheless.
+    """
+    found: dict[str, Suppressed] = {}
+    for names, amount, is_fraud, alert in overruled:
+        minor, missed = round(amount * 100), is_fraud and not alert
+        for name in names:
+            total = found.setdefault(name, Suppressed())
+            total.hits += 1
+            total.amount_minor += minor
+            total.frauds += missed
+            total.fraud_minor += minor * missed
+    return found
 
 
 _Caps = dict[str, tuple[int, ListEntry]]

@@ -1,10 +1,12 @@
 """Files of rules: a header of comments, and one condition."""
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Final, NamedTuple, get_args
+
+import msgspec
 
 from pipeline.decision.rules import CONTROL, FIELDS, FILE_SUFFIX, Action, Rule, RuleSet, Severity
 from pipeline.expressions.trees import Condition, ExpressionError, ValueKind, check_tree, fields_in
@@ -19,6 +21,7 @@ from pipeline.features.declaration import (
     table_of,
 )
 from pipeline.scoring.errors import ModelError
+from pipeline.settings import Settings
 from schemas.toml_files import MAX_BYTES, shown, suggestion
 
 CAPS: Final[dict[str, type]] = {"max-alerts-per-hour": int, "max-hit-rate": float}
@@ -93,6 +96,19 @@ def read_rule(path: Path) -> RuleFile:
     except ModelError as error:
         raise RuleFileError(f"{path}: {error}") from error
     return found
+
+
+def usable_rules(files: Sequence[RuleFile], settings: Settings) -> list[Rule]:
+    """Return the rules of files, with the settings' caps; raises `RuleFileError` for one that cannot be used."""
+    if missing := sorted({name for file in files for name in file.missing}):
+        raise RuleFileError(f"{', '.join(missing)} must be declared first: see `fraud-pipeline rules check`")
+    caps = settings.rule_max_alerts_per_hour, settings.rule_max_hit_rate
+    return [
+        msgspec.structs.replace(
+            rule, max_alerts_per_hour=rule.max_alerts_per_hour or caps[0], max_hit_rate=rule.max_hit_rate or caps[1]
+        )
+        for rule in (file.rule for file in files)
+    ]
 
 
 def missing_lines(names: Iterable[str]) -> Iterator[str]:

@@ -15,10 +15,13 @@ import msgspec
 import numpy as np
 import pandas as pd
 import pytest
-from msgspec.structs import replace
+from msgspec.structs import astuple, replace
 
 from pipeline.backtest.report import build_report
+from pipeline.backtest.report.content import VariantContent
 from pipeline.decision.lists import ListSet
+from pipeline.engine.scores.active_models import ActiveModels
+from pipeline.exports.topic_export import TopicExport, named
 from pipeline.kafka.writers.producer import DeliveryFailed
 from pipeline.models.library import PublishedVersions
 from pipeline.models.list_changes import ListChanges
@@ -27,12 +30,14 @@ from pipeline.models.publish import ControlWriter
 from pipeline.models.suppressions import keep_caps
 from pipeline.protection.signing import Signer
 from pipeline.protection.tokens import CARD_ID, TokenKeys
+from pipeline.scoring.river_factory import first_river
 from schemas.messages import Alert, Decision, ListChange
 from schemas.records import Output
 from schemas.topics import ACCEPTED_LABELS, ALERTS, CONTROL, LISTS
 from tests.helpers.backtest_inputs import backtest_of, simulated_days, with_a_champion
 from tests.helpers.champion import policy
 from tests.helpers.logs import after
+from tests.helpers.models import small_model
 from tests.helpers.topics import Cluster, Starter, once
 from tests.unit.protection.test_signing import key_pair
 
@@ -264,6 +269,73 @@ def test_a_backtest_by_time_decides_by_the_lists_of_each_transaction(cluster: Cl
     content = build_report(backtest_of(models=["active"], settings=cluster.settings).run()).content
     assert content.parameters["lists"] == "then"
     assert content.variants[0].models["lists"].count(",") == 2, "none, and the two that decided"
+
+
+def test_an_export_beside_its_cluster_is_decided_as_its_topics_are(
+    cluster: Cluster, start: Starter, tmp_path: Path
+) -> None:
+    cluster.publish(policy(0.999))
+    (tmp_path / "rules").mkdir()
+    file = tmp_path / "rules" / "home.sql"
+    file.write_text("-- code: home\n-- owner: d\n-- reason: At home.\ncountry = 'DE' and not country in list('far')\n")
+    cluster.command("rules", "publish", str(file), *WHY, code=1)
+    cluster.command("lists", "add", "far", "FR", "--kind", "watch", "--field", "country", *WHY, code=0)
+    cluster.command("rules", "publish", str(file), *WHY, code=0)
+    cluster.command("rules", "activate", "home", "--untested", *WHY, code=0)
+    worker = start(cluster.settings)
+    quiet = (*SUPPRESS, "--cap", "1000000.00", *WHY)
+    # The lists of then are none, one and another one; today there is one more.
+    for first, last in ((0, 40), (40, 80), (80, 120)):
+        for number in range(first, last):
+            country = ("DE", "FR", None)[number % 3]
+            cluster.buy(number, datetime.now(UTC), card_id=f"c{number % 7}", amount=10.0 + number, country=country)
+        cluster.flush()
+        worker.until(lambda last=last: len(cluster.decisions()) == last)  # type: ignore[misc]
+        version = version_of(cluster.command("lists", "add", "quiet", f"c{first // 40}", *quiet, code=0).output)
+        worker.until_it_says(f"lists version {version} is active")
+    for number in range(0, 120, 2):
+        cluster.say((f"c{number % 7}", f"t{number}"), datetime.now(UTC), "fraud" if number % 4 else "legitimate")
+    cluster.flush()
+    assert worker.stop() == 0, worker.output
+    TopicExport(cluster.bootstrap, cluster.settings, tmp_path / "out", [named("transactions"), named("labels")]).run()
+
+    def decided(history: Path | None, **asked: Any) -> tuple[pd.DataFrame, VariantContent]:
+        parts: list[pd.DataFrame] = []
+        asked |= {"thresholds": [0.999], "settings": cluster.settings}
+        backtest_of(history, **asked).each(lambda _, made: parts.append(made.frame()))
+        content = build_report(backtest_of(history, **asked).run()).content
+        says.append(content.parameters["lists"])
+        return pd.concat(parts).drop(columns="row"), content.variants[0]
+
+    says: list[Any] = []
+    of_topics, variant_of_topics = decided(None)
+    of_export, variant_of_export = decided(tmp_path / "out", bootstrap=cluster.bootstrap)
+    pd.testing.assert_frame_equal(of_export, of_topics)
+    assert variant_of_export == variant_of_topics
+    assert {tuple(hits) for hits in of_topics["rule_hits"]} == {(), ("home",)}
+    assert {each.code for each in variant_of_topics.rules if each.since} == {"home"}
+    # No list was there before the first transactions were decided, but for the watch list.
+    assert of_topics["lists_version"].nunique() == 3
+    assert {each.name.partition("/")[0] for each in variant_of_topics.overruled} == {"quiet"}
+    assert sum(each.frauds for each in variant_of_topics.overruled) > 0
+    live = {each.transaction_id: each for each in cluster.decisions()}
+    for row in of_export.itertuples():
+        decision = live[row.transaction_id]
+        assert (row.action, [*row.rule_hits]) == (decision.action, decision.rule_hits or [])
+        assert [*row.overruled_by] == [*(decision.overruled or {})]
+
+    of_today, variant_of_today = decided(tmp_path / "out", bootstrap=cluster.bootstrap, lists="today")
+    assert of_today["lists_version"].nunique() == 1
+    assert sum(each.hits for each in variant_of_today.overruled) > sum(
+        each.hits for each in variant_of_topics.overruled
+    )
+    for history in (None, tmp_path / "out"):
+        of_files, variant = decided(history, bootstrap=cluster.bootstrap, rules=tmp_path / "rules")
+        assert [(each.code, each.since) for each in variant.rules] == [("home", None)]
+        pd.testing.assert_series_equal(of_files["rule_hits"], of_topics["rule_hits"])
+    alone, _ = decided(tmp_path / "out", models={"active": ActiveModels(small_model(), first_river(), policy(0.999))})
+    assert not alone["rule_hits"].map(len).any()
+    assert says == ["then", "then", "today", "then", "then", "none"]
 
 
 def test_a_rule_is_tested_by_the_lists_of_each_decision(cluster: Cluster, start: Starter, tmp_path: Path) -> None:
@@ -547,9 +619,13 @@ def test_what_suppressions_hide_is_counted_to_the_cent_and_ends_at_its_cap(
 
     # A replay overrules the same: what it says of each decision is compared.
     again = backtest_of(order="recorded", compare_live=True, settings=cluster.settings)
-    again.run()
+    (variant,) = build_report(again.run()).content.variants
     assert again.comparison is not None
     assert (again.comparison.compared, again.comparison.differences) == (60, [])
+    assert {each.name: astuple(each)[1:] for each in variant.overruled} == {
+        name: (each["hits"], each["amount_minor"] / 100, each["frauds"], each["fraud_minor"] / 100)
+        for name, each in missed.items()
+    }, "a report says of the suppressions what `lists missed` says"
     over = {name for name, total in missed.items() if total["amount_minor"] >= 40_000}
     assert 0 < len(over) < 3
     fences = list[bool]()

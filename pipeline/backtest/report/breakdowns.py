@@ -14,6 +14,7 @@ from pipeline.backtest.metrics.ranking import Ranking
 from pipeline.backtest.metrics.rule_worth import RuleWorth, rule_worth
 from pipeline.backtest.report.content import (
     CurvePoint,
+    OverruledContent,
     PacingContent,
     ReasonCount,
     ReportedTransaction,
@@ -25,6 +26,7 @@ from pipeline.backtest.runner.thresholds import FirstAlerts
 from pipeline.decision.policy import BY_SCORE
 from pipeline.decision.reason_texts import CODES
 from pipeline.learning.labels import FRAUD, LEGITIMATE, NOTHING
+from pipeline.models.suppressions import sums
 from pipeline.scoring.blend import sigmoid
 from schemas.times import US_PER_DAY
 
@@ -114,6 +116,23 @@ def rules(variant: Variant, shared: Shared, since: Mapping[tuple[str, str], str]
     by_score = (variant.decisions["selection"] == BY_SCORE).to_numpy(np.bool_, na_value=False)
     fraud = shared.truth.fraud
     return rule_worth(variant.rules, by_score, fraud, np.ones(len(fraud), np.bool_), shared.amount, since)
+
+
+def overruled(variant: Variant, shared: Shared, observed: Observed) -> list[OverruledContent]:
+    """Return what each suppression and each list has overruled, by the money that was missed."""
+    if variant.overruled is None:
+        return []
+    names, rows, numbers = variant.overruled
+    columns = shared.amount[rows], shared.truth.fraud[rows], observed.alert[rows]
+    pairs = zip(([names[number]] for number in numbers.tolist()), *(column.tolist() for column in columns), strict=True)
+    found = [
+        OverruledContent(
+            name=name, hits=each.hits, amount=each.amount_minor / 100, frauds=each.frauds,
+            fraud_amount=each.fraud_minor / 100,
+        )
+        for name, each in sums(pairs).items()
+    ]  # fmt: skip
+    return sorted(found, key=lambda row: (-row.fraud_amount, row.name))
 
 
 def costliest(

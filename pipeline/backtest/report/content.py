@@ -166,6 +166,18 @@ class PacingContent(msgspec.Struct, frozen=True, kw_only=True):
     """Frauds among the alerts, by those among as many of the range's highest scores."""
 
 
+class OverruledContent(msgspec.Struct, frozen=True, kw_only=True):
+    """Alerts that a suppression, or a list, has overruled."""
+
+    name: str
+    """The suppression's list and id, or the list."""
+    hits: int
+    amount: float
+    frauds: int
+    """Frauds among the transactions that got no alert: those that are missed."""
+    fraud_amount: float
+
+
 class ModelFigures(msgspec.Struct, frozen=True, kw_only=True):
     """The quality of a model on labelled examples before it learned them."""
 
@@ -214,6 +226,8 @@ class VariantContent(msgspec.Struct, frozen=True, kw_only=True):
     reasons: list[ReasonCount]
     rules: list[RuleWorth]
     """Rules by the money of frauds that they find alone; empty where none was evaluated."""
+    overruled: list[OverruledContent]
+    """What lists overruled, by the money of frauds that were missed; empty where nothing was."""
     misses: list[ReportedTransaction]
     """Frauds before which, and with which, there was no alert: the costliest."""
 

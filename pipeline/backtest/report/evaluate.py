@@ -142,6 +142,7 @@ def _variant(
         explained=variant.explained,
         reasons=breakdowns.reasons(variant),
         rules=breakdowns.rules(variant, shared, rules_since),
+        overruled=breakdowns.overruled(variant, shared, shown),
         misses=breakdowns.costliest(shared, observed, missed, options.rows),
     )
 

@@ -151,10 +151,11 @@ def reprocess(
 
 def _refuse_hypothetical(request: Request) -> None:
     """Raise `ReprocessError` for what the name of a run does not tell, and no later run could find again."""
-    if request.training is not None or request.labels is not LabelMode.RECORDED or request.chooses_thresholds:
+    is_own = request.training is not None or request.rules is not None
+    if is_own or request.labels is not LabelMode.RECORDED or request.chooses_thresholds:
         raise ReprocessError(
-            "a topic takes decisions by a version and a threshold that there are, with recorded labels: leave --train, "
-            "--budget, --pace and --labels out, or name a directory"
+            "a topic takes decisions by versions and a threshold that there are, with recorded labels: leave --train, "
+            "--budget, --pace, --rules and --labels out, or name a directory"
         )
 
 

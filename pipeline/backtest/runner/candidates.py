@@ -15,10 +15,12 @@ from pipeline.backtest.runner.thresholds import BUDGET, AlertThreshold
 from pipeline.backtest.training.renewal import RenewalSchedule
 from pipeline.backtest.training.rows import TrainingPeriod
 from pipeline.backtest.training.variants import VariantTraining
+from pipeline.decision.lists import NO_LISTS
 from pipeline.decision.policy import Policy
 from pipeline.engine.scores.active_models import ActiveModels
 from pipeline.features.catalogue import FEATURES
 from pipeline.learning.trained_labels import warning_of_labels
+from pipeline.models.list_log import ListTime
 from pipeline.scoring.prequential import Prequential
 from pipeline.training.fit import Trained
 from schemas.times import US_PER_DAY
@@ -63,13 +65,13 @@ def candidates_of(
             river, rules = library.untrained_river(), library.rules()
             known[name] = ActiveModels(grown.trained.model, river, grown.trained.policy, rules=rules)
             parameters[name] = _training_parameters(grown.trained, grown.period, request, every_us)
-    found = {}
+    found, lists = {}, library.list_history.numbered(-1) if request.lists is ListTime.TODAY else NO_LISTS
     for name, active in known.items():
         for alert_threshold in request.alert_thresholds:
             under = _blended(request, active.policy)
             if alert_threshold.threshold is not None:
                 under = under.replace(threshold=alert_threshold.threshold)
-            models = active if under is active.policy else active.under(under)
+            models = (active if under is active.policy else active.under(under)).dated(lists)
             described = parameters[name] | ({} if alert_threshold.budget is None else {BUDGET: alert_threshold.budget})
             described |= (
                 {} if alert_threshold.pace is None else {"paced at alerts a day": alert_threshold.pace.alerts_per_day}

@@ -10,6 +10,8 @@ from pipeline.decision.policy import Policy
 from pipeline.decision.rules import NO_RULES, RULES, RuleSet
 from pipeline.engine.cards.card_options import CardOptions
 from pipeline.engine.scores.active_models import ActiveModels, ModelSet
+from pipeline.kafka.cluster.admin import reached
+from pipeline.kafka.cluster.clients import admin_client
 from pipeline.models.library import PublishedVersions
 from pipeline.models.list_changes import activated_lists, list_payload
 from pipeline.models.list_log import ListHistory, ListLog
@@ -33,9 +35,9 @@ V = TypeVar("V")
 class ModelLibrary:
     """Versions of models, wherever they are kept; each is read once."""
 
-    def __init__(self, settings: Settings, bootstrap: str | None = None) -> None:
-        """``bootstrap`` names the cluster whose versions are looked at too."""
-        self._settings, self._bootstrap = settings, bootstrap
+    def __init__(self, settings: Settings, bootstrap: str | None = None, rules: RuleSet | None = None) -> None:
+        """``bootstrap`` names the cluster whose versions are looked at too; ``rules`` take the place of its rules."""
+        self._settings, self._bootstrap, self._given_rules = settings, bootstrap, rules
         self._registry = Registry(settings.registry_path)
         self._lightgbm: dict[str, LightGBMModel] = {}
         self._policies: dict[str, Policy] = {}
@@ -107,12 +109,14 @@ class ModelLibrary:
         )
 
     def rules(self) -> RuleSet:
-        """Return the active rules of the cluster."""
+        """Return the rules that were given, or else the active ones of the cluster."""
+        if self._given_rules is not None:
+            return self._given_rules
         return NO_RULES if self._cluster is None else self._cluster.model_set.rules
 
     def rules_since(self) -> Mapping[tuple[str, str], str]:
         """Return since when the rules of the cluster are in their states, RFC 3339, by code and state."""
-        steps = {} if self._cluster is None else self._cluster.history.rules_since()
+        steps = {} if self._cluster is None or self._given_rules is not None else self._cluster.history.rules_since()
         return {key: time_text(timestamp_us(moment)) for key, moment in steps.items()}
 
     @cached_property
@@ -141,8 +145,8 @@ class ModelLibrary:
             return Unpublished(version)
         if self._cluster is None:
             raise ModelError(
-                f"the online model {version} is looked for on topic models, and a file has no topics: leave the file "
-                "out, or choose --river latest or --river untrained"
+                f"the online model {version} is looked for on topic models, and a file has no topics: name a cluster "
+                "with --bootstrap, or choose --river latest or --river untrained"
             )
         payload = self._cluster.river(version, lightgbm)
         if payload is None:
@@ -194,6 +198,8 @@ class ModelLibrary:
     def _cluster(self) -> PublishedVersions | None:
         if self._bootstrap is None:
             return None
+        # What reads topics waits for brokers that are away; one that was never there is reported.
+        reached(admin_client(self._bootstrap, settings=self._settings), self._bootstrap)
         untrained = partial(first_river, self._settings.river_classifier)
         return PublishedVersions.on(self._bootstrap, self._settings, ModelSet(untrained, self._load_river))
 

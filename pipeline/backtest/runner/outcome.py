@@ -9,7 +9,6 @@ from pipeline.backtest.input.acceptance import all_refused
 from pipeline.backtest.input.file_source import FileSource
 from pipeline.backtest.input.order import Order
 from pipeline.backtest.input.span import EARLIEST_US, LATEST_US, Span, moment, time_text
-from pipeline.backtest.input.topic_source import TopicSource
 from pipeline.backtest.labels.schedule import LabelMode
 from pipeline.backtest.runner.input_quality import refusal
 from pipeline.backtest.runner.input_quality import warnings as warnings_of_input
@@ -21,6 +20,7 @@ from pipeline.backtest.training.variants import VariantTraining
 from pipeline.decision.reason_texts import count
 from pipeline.features.catalogue import REACH_US
 from pipeline.history.mapped_files import FileMapping, refusal_text
+from pipeline.models.list_log import LEAKS, ListTime
 from schemas.times import US_PER_DAY
 from schemas.topics import DECISION_FEATURES, DECISIONS, PROFILED, PROGRESS
 
@@ -55,7 +55,7 @@ def nothing_decided(request: Request, statistics: RunStatistics) -> str:
 
 def warnings_of(request: Request, statistics: RunStatistics) -> list[str]:
     """Return the warnings about the warm-up, the input quality and budgets."""
-    span, found = request.span, []
+    span, found = request.span, [LEAKS] if request.lists is ListTime.TODAY else []
     if span.from_us <= EARLIEST_US:
         found.append(
             "no begin was named, so that windows begin empty: name one with --from, and what lies before warms up"
@@ -154,7 +154,8 @@ def result_of(
         parameters={
             "source": request.source.name,
             "order": request.order.value,
-            "lists": "then" if isinstance(request.source, TopicSource) else "none",
+            "lists": "none" if request.cluster is None else request.lists.value,
+            **({} if request.rules_directory is None else {"rules": request.rules_directory.name}),
             **_label_parameters(request),
             "warm_up_days": round(request.warm_up_us / US_PER_DAY, 3),
             "partitions": statistics.partitions,

@@ -23,6 +23,7 @@ from pipeline.backtest.runner.arguments import LabelPolicy, OnlineModel, Thresho
 from pipeline.backtest.runner.thresholds import parsed_thresholds
 from pipeline.backtest.training.rows import TrainingPeriod
 from pipeline.backtest.training.variants import Training
+from pipeline.decision.rules import RuleSet, lists_read
 from pipeline.engine.cards.card_options import CardOptions
 from pipeline.engine.scores.active_models import ActiveModels
 from pipeline.features.catalogue import REACH_US
@@ -32,10 +33,13 @@ from pipeline.history.mapped_files import FileMapping
 from pipeline.kafka.cluster.retention import needed_days
 from pipeline.learning.regimes import LabelRegime
 from pipeline.learning.report_delays import share_in_time
+from pipeline.models.list_log import ListTime
+from pipeline.models.rule_changes import refuse_dropped
 from pipeline.settings import Settings
 from pipeline.settings.kernel_options import card_options, feedback_config
 from pipeline.settings.mapping_file import own_mapping
 from pipeline.settings.rate_table import load_rates
+from pipeline.settings.rule_files import read_directory, usable_rules
 from schemas.messages import FeedbackConfig
 from schemas.times import SECONDS_PER_DAY, US_PER_DAY, US_PER_SECOND
 from schemas.topics import TRANSACTIONS
@@ -58,7 +62,11 @@ class Request:
         history: str | Path | None = None,
         *,
         bootstrap: Annotated[
-            str | None, Meta(description="Cluster whose topics are read.  [default: KAFKA_BOOTSTRAP_SERVERS]")
+            str | None,
+            Meta(
+                description="Cluster whose topics are read; beside HISTORY, whose models, rules and lists decide it.  "
+                "[default: KAFKA_BOOTSTRAP_SERVERS; beside HISTORY none]"
+            ),
         ] = None,
         range: TimeRange = _WHOLE,
         order: Annotated[
@@ -85,11 +93,25 @@ class Request:
             str | None, Meta(description="Policy version.  [default: the one that was made for the model]")
         ] = None,
         online: OnlineModel = _AS_PUBLISHED,
+        rules: Annotated[
+            Path | str | None,
+            Meta(
+                description="Rule files that decide in place of the cluster's rules, each as if it was active.",
+                extra={"directory": True},
+            ),
+        ] = None,
+        lists: Annotated[
+            ListTime | str,
+            Meta(
+                description="Lists as they were at each transaction, or as they are: what was listed since then leaks "
+                "into the figures."
+            ),
+        ] = ListTime.THEN,
         mapping: ColumnMapping | FileMapping | None = None,
         labels: LabelPolicy = _AVAILABLE_LABELS,
         settings: Settings | None = None,
     ) -> None:
-        """Validate the arguments; nothing is read yet. Other arguments are described where they are declared.
+        """Validate the arguments; only rules are read yet. Other arguments are described where they are declared.
 
         Args:
             history: A file, a directory of exported topics, or None for the topics of ``bootstrap``.
@@ -106,11 +128,17 @@ class Request:
         Raises:
             ValueError: Arguments contradict each other, or are out of range.
             TypeError: A time is no datetime.
-            ModelError: There are no such features to train on.
+            ModelError: There are no such features to train on, or rules cannot be evaluated.
         """
         self.settings = settings or Settings()
         self.time_range, self.label_policy, self.online, self.training = range, labels, online, training
         self.source = self._source(history, mapping, bootstrap or self.settings.kafka_bootstrap_servers)
+        self.cluster = self.source.bootstrap if isinstance(self.source, TopicSource) else bootstrap or None
+        """Address of the cluster whose models, rules and lists decide; None without one."""
+        self.lists = ListTime(lists)
+        self.rules_directory = None if rules is None else Path(rules)
+        self.rules = None if rules is None else self._rules(Path(rules))
+        """Rules in place of the cluster's."""
         self.order, self.compare_live = Order(order), compare_live
         self.models = models_by_name(models)
         """Versions of LightGBM, or models, by the names of their variants."""
@@ -148,6 +176,14 @@ class Request:
         delay_s = self.regime.delay_days * SECONDS_PER_DAY
         return FileSource(path, mapping or resolve_mapping(path), self.label_policy.file, delay_s)
 
+    def _rules(self, directory: Path) -> RuleSet:
+        """Return the rules of a directory's files, as if each was active."""
+        rules = usable_rules(read_directory(directory), self.settings)
+        refuse_dropped(rules, self.settings)
+        if self.cluster is None and (read := sorted({name for rule in rules for name, _ in lists_read(rule)})):
+            raise ValueError(f"rules read the lists {', '.join(read)}, which a cluster has: name it with --bootstrap")
+        return RuleSet(msgspec.structs.replace(rule, state="active") for rule in rules)
+
     def _refuse_impossible_order(self) -> None:
         """Refuse what topics, or the order of event time, alone have."""
         if not isinstance(self.source, TopicSource):
@@ -155,6 +191,11 @@ class Request:
                 raise ValueError("what was decided live is on the topics: leave the file out to compare with it")
             if self.order is Order.RECORDED:
                 raise ValueError("the recorded order is that of the topics: leave the file out, or order by event time")
+        if self.lists is ListTime.TODAY and (self.cluster is None or self.compare_live or self.order is Order.RECORDED):
+            raise ValueError(
+                "the lists of today are a cluster's, and nothing was decided by them then: name the cluster with "
+                "--bootstrap, and leave --compare and the recorded order out"
+            )
         if self.compare_live and any(threshold.pace is not None for threshold in self.alert_thresholds):
             raise ValueError("live decisions had the thresholds of their time: leave --pace out to compare with them")
         if self.order is not Order.RECORDED:
@@ -163,6 +204,8 @@ class Request:
             raise ValueError("in the recorded order River versions are those that were published: order by event time")
         if self.training is not None or self.chooses_thresholds:
             raise ValueError("models are trained, and thresholds chosen for budgets, only in the order of event time")
+        if self.rules is not None:
+            raise ValueError("in the recorded order rules are those of the cluster: order by event time")
 
     def _refuse_impossible_labels(self) -> None:
         """Refuse labels that the source does not have, or that the rest of the request has no place for."""

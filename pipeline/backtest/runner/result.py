@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import chain
-from typing import Final
+from typing import Final, NamedTuple
 
 import msgspec
 import numpy as np
@@ -53,6 +53,17 @@ class TrainedVersion(msgspec.Struct, frozen=True, kw_only=True):
     """Duration of the training."""
 
 
+class Overruled(NamedTuple):
+    """What lists have overruled, as pairs of shape (p,)."""
+
+    names: Sequence[str]
+    """A suppression's list and id, or a list."""
+    row: NDArray[np.int64]
+    """Row of the transaction."""
+    name: NDArray[np.int64]
+    """Number of the name."""
+
+
 @dataclass(frozen=True, slots=True)
 class Variant:
     """A variant: its models, its policy and its decisions."""
@@ -81,6 +92,8 @@ class Variant:
     online model does not learn."""
     rules: RuleHits | None = None
     """Hits of rules; None where no rule was evaluated."""
+    overruled: Overruled | None = None
+    """Alerts that lists have overruled; None where there is none."""
     reviewed: ReviewOutcome | None = None
     """Simulated reviews of its alerts, if any: labels that became known sooner by them than by the result's."""
 
@@ -182,6 +195,9 @@ class Collected:
         """Pairs of a row and a rule that hits it."""
         self._rules: dict[tuple[str, str, str], tuple[int, Rule]] = {}
         """Numbers of rules by code, state and action."""
+        self._overruled, self._overruled_by = NumberColumn(np.int64), NumberColumn(np.int64)
+        """Pairs of a row and the name of what overrules it."""
+        self._names: dict[str, int] = {}
         self._decisions = 0
         self._reasons: list[tuple[str, float]] = []
         self._explained = 0
@@ -196,6 +212,7 @@ class Collected:
         if not len(decisions):
             return
         self._add_hits(decisions)
+        self._add_overruled(decisions)
         self._decisions += len(decisions)
         if self._is_first:
             self._kept.add(decisions.transactions)
@@ -225,6 +242,16 @@ class Collected:
             # The number of a hit that a cap has stopped is higher by that of all rules.
             self._numbers.add(np.array(numbers, np.int64)[hits % len(numbers)])
 
+    def _add_overruled(self, decisions: Decisions) -> None:
+        pairs = [
+            (self._decisions + row, self._names.setdefault(name, len(self._names)))
+            for row, listed in enumerate(decisions.listed if len(decisions.models.lists) else ())
+            for name, _ in listed.overruled
+        ]
+        rows, names = np.array(pairs, np.int64).reshape(-1, 2).T
+        self._overruled.add(rows)
+        self._overruled_by.add(names)
+
     def variant(self, name: str) -> Variant:
         """All of it; nothing can be added any more."""
         selection = self._selection.finish()
@@ -242,6 +269,9 @@ class Collected:
             explained=self._explained,
             rules=RuleHits([rule for _, rule in self._rules.values()], self._rows.finish(), self._numbers.finish())
             if self._rules
+            else None,
+            overruled=Overruled([*self._names], self._overruled.finish(), self._overruled_by.finish())
+            if self._names
             else None,
         )
 

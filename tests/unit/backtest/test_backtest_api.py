@@ -314,7 +314,7 @@ def test_what_cannot_be_decided_is_reported(file: Path, settings: Settings, tmp_
         backtest_of(file, models=["0123456789ab"], settings=settings).run()
     with pytest.raises(RegistryError, match="fraud-pipeline train"):
         backtest_of(file, settings=settings.model_copy(update={"data_dir": tmp_path / "empty"})).run()
-    with pytest.raises(ModelError, match="a file has no topics: leave the file out, or choose --river latest"):
+    with pytest.raises(ModelError, match="a file has no topics: name a cluster with --bootstrap, or choose --river"):
         backtest_of(file, river="0123456789ab@7", settings=settings).run()
 
 

@@ -69,6 +69,7 @@ def library(
     settings = Settings(data_dir=tmp_path, kafka_bootstrap_servers=None)
     found = PublishedVersions(settings, control, Contents(models), empty_model_set())
     monkeypatch.setattr(model_library.PublishedVersions, "on", lambda *_: found)
+    monkeypatch.setattr(model_library, "reached", lambda *_: None)
     return ModelLibrary(settings, "a cluster")
 
 

@@ -1,11 +1,13 @@
-"""The worth of rules, compared with its definition row by row, in a report's readings."""
+"""The worth of rules and lists, compared with its definition row by row, in a report's readings."""
 
 import json
 
 import numpy as np
+import pytest
 
 from pipeline.backtest.metrics.rule_worth import RuleHits, RuleWorth, rule_worth
 from pipeline.backtest.report import ReportOptions, build_report
+from pipeline.backtest.runner.result import Overruled
 from tests.helpers.backtests import result
 from tests.helpers.champion import rule
 
@@ -68,3 +70,27 @@ def test_a_report_has_the_rules_and_names_those_that_earn_nothing() -> None:
         assert "Rules that find no fraud that nothing else finds: idle, second." in reading
     assert '<section id="rules"' in report.html
     assert '<section id="rules"' not in build_report(result(rows=60), ReportOptions(replicates=0)).html
+
+
+def test_frauds_are_missed_where_what_was_overruled_got_no_alert_otherwise() -> None:
+    made = result(rows=300)
+    (variant,) = made.variants
+    rng, names = np.random.default_rng(5), ["quiet/1", "good", "calm/2"]
+    hit = rng.random((300, len(names))) < [0.5, 0.3, 0.2]
+    object.__setattr__(variant, "overruled", Overruled(names, *np.nonzero(hit)))
+    amount, alert = variant.decisions["amount_base"], variant.decisions["action"].eq("alert")
+    known = made.labels.loc[made.labels["label"].eq("fraud"), "transaction_id"]
+    fraud = variant.decisions["transaction_id"].isin(known)
+    report = build_report(made, ReportOptions(replicates=0))
+    found = json.loads(report.json)["variants"][0]["overruled"]
+    for each in found:
+        rows = hit[:, names.index(each["name"])]
+        missed = rows & fraud & ~alert
+        assert 0 < missed.sum() < (rows & fraud).sum(), "some got an alert"
+        assert each["hits"] == rows.sum()
+        assert (each["amount"], each["frauds"]) == (pytest.approx(amount[rows].sum()), missed.sum())
+        assert each["fraud_amount"] == pytest.approx(amount[missed].sum())
+    assert sorted(each["name"] for each in found) == sorted(names)
+    assert found == sorted(found, key=lambda each: -each["fraud_amount"])
+    table = report.html.partition('<section id="overruled"')[2].partition("</section>")[0]
+    assert [f'<th scope="row" class="text">{each["name"]}</th>' in table for each in found] == [True] * 3
