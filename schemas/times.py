@@ -21,6 +21,15 @@ def time_of(time_us: int) -> datetime:
     return EPOCH + timedelta(microseconds=time_us)
 
 
+def time_text(time_us: int) -> str:
+    """Return the time of microseconds since 1970 as RFC 3339, to the second.
+
+    >>> time_text(1_000_000)
+    '1970-01-01T00:00:01Z'
+    """
+    return time_of(time_us).isoformat(timespec="seconds").replace("+00:00", "Z")
+
+
 def utc_text(moment: datetime) -> str:
     """Return an aware time in UTC, to the second.
 

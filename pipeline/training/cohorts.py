@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime
 from typing import Any, Final, Self
 
 import numpy as np
@@ -11,7 +10,7 @@ from numpy.typing import NDArray
 from pipeline.features.catalogue import FEATURES
 from pipeline.learning.regimes import NEVER_US
 from pipeline.scoring.errors import ModelError
-from schemas.times import US_PER_DAY
+from schemas.times import US_PER_DAY, time_text
 
 _YOUNG_SHARE: Final = 0.5
 
@@ -89,8 +88,8 @@ class Split:
         """Both periods as RFC 3339 times and rows."""
         return {
             name: {
-                "from": _text(int(event_time_us[rows].min())),
-                "to": _text(int(event_time_us[rows].max())),
+                "from": time_text(int(event_time_us[rows].min())),
+                "to": time_text(int(event_time_us[rows].max())),
                 "rows": len(rows),
             }
             for name, rows in (("training", self.training), ("validation", self.validation))
@@ -132,10 +131,10 @@ def split_cohorts(
     young = np.flatnonzero((event_time_us > until) & (event_time_us <= until + label_delay_us))
     if len(training) == 0 or len(validation) == 0:
         raise ModelError(
-            f"labels known by {_text(until + label_delay_us)}, {label_delay_us / US_PER_DAY:g} days after their "
+            f"labels known by {time_text(until + label_delay_us)}, {label_delay_us / US_PER_DAY:g} days after their "
             f"transactions, leave {len(training)} transactions to train on and {len(validation)} to validate; the "
-            f"history goes from {_text(first)} to {_text(last)}: give a longer one, or shorten the labels' delay "
-            "(--label-delay-days, in a backtest --train-gap) or --validation-days"
+            f"history goes from {time_text(first)} to {time_text(last)}: give a longer one, or shorten the labels' "
+            "delay (--label-delay-days, in a backtest --train-gap) or --validation-days"
         )
     return Split(training, validation, validation_us, young)
 
@@ -166,7 +165,3 @@ def rolling_folds(
             )
         found.append((training, checked))
     return found
-
-
-def _text(time_us: int) -> str:
-    return datetime.fromtimestamp(time_us / 1e6, UTC).isoformat(timespec="seconds").replace("+00:00", "Z")

@@ -108,11 +108,6 @@ def moment(time_us: int) -> str:
     return f"{time_of(time_us):%Y-%m-%d %H:%M:%S}"
 
 
-def time_text(time_us: int) -> str:
-    """Microseconds since 1970 as RFC 3339, to the second."""
-    return time_of(time_us).isoformat(timespec="seconds").replace("+00:00", "Z")
-
-
 def time_us(at: datetime | None, otherwise: int) -> int:
     """Microseconds since 1970 of a time, which is of UTC where it has no offset."""
     if at is None:

@@ -7,7 +7,6 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from pipeline.backtest.input.span import time_text
 from pipeline.backtest.input.spill import in_blocks
 from pipeline.backtest.metrics.bootstrap import ConfidenceInterval
 from pipeline.backtest.metrics.ranking import Ranking
@@ -28,7 +27,7 @@ from pipeline.decision.reason_texts import CODES
 from pipeline.learning.labels import FRAUD, LEGITIMATE, NOTHING
 from pipeline.models.suppressions import sums
 from pipeline.scoring.blend import sigmoid
-from schemas.times import US_PER_DAY
+from schemas.times import US_PER_DAY, time_text
 
 LOG_ODDS_EDGES: Final = np.r_[0.0, sigmoid(np.arange(-12.0, 12.5, 1.0)), 1.0]
 """Between bins of scores, by whole log-odds."""

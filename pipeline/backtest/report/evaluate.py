@@ -5,7 +5,6 @@ from typing import Final, NamedTuple
 
 import numpy as np
 
-from pipeline.backtest.input.span import time_text
 from pipeline.backtest.labels.ground_truth import precision_bounds, recall_bounds
 from pipeline.backtest.metrics.cost_model import sweep, sweep_thresholds
 from pipeline.backtest.metrics.drift import ModelDrift
@@ -27,7 +26,7 @@ from pipeline.backtest.report.labels import label_content
 from pipeline.backtest.report.observed import Observed, Shared, observe, share
 from pipeline.backtest.report.slices import Slicing, resample_slices
 from pipeline.backtest.runner.result import BacktestResult, Variant
-from schemas.times import US_PER_DAY
+from schemas.times import US_PER_DAY, time_text
 
 CYCLE_DAYS: Final = {"hour": 1.0, "weekday": 7.0}
 """A feature of the calendar in a range that is shorter than its cycle tells the range's length, and no drift."""

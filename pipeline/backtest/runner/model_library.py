@@ -5,7 +5,6 @@ from contextlib import suppress
 from functools import cached_property, partial
 from typing import Final, TypeVar
 
-from pipeline.backtest.input.span import time_text
 from pipeline.decision.policy import Policy
 from pipeline.decision.rules import NO_RULES, RULES, RuleSet
 from pipeline.engine.cards.card_options import CardOptions
@@ -26,6 +25,7 @@ from pipeline.settings import Settings
 from schemas.codec import timestamp_us
 from schemas.messages import CardConfig, Versions
 from schemas.records import Record
+from schemas.times import time_text
 
 ACTIVE: Final = "active"
 K = TypeVar("K")
