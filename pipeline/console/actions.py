@@ -21,6 +21,7 @@ from pipeline.console.queries import CaseSummary, KnownTransaction
 from pipeline.console.store import CaseStore
 from pipeline.console.views import QueueFilter
 from pipeline.kafka.cluster.clients import admin_client
+from pipeline.kafka.cluster.errors import ClusterUnreachable, FailedRequest, TopicError
 from pipeline.kafka.cluster.log_offsets import partition_numbers
 from pipeline.kafka.readers.replay_reader import readable_ends
 from pipeline.kafka.readers.simulated_clock import has_own_clock, if_simulated
@@ -364,8 +365,11 @@ class CaseActions:
     def _is_written(self, event_id: str) -> bool:
         """Return whether an event is on the log, once everything that was committed has been read."""
         topic = self._settings.topic(CASE_EVENTS.name)
-        numbers = partition_numbers(admin_client(self._bootstrap, settings=self._settings), topic)
-        ends = readable_ends(self._bootstrap, self._settings, [(topic, number) for number in numbers])
+        try:
+            numbers = partition_numbers(admin_client(self._bootstrap, settings=self._settings), topic)
+            ends = readable_ends(self._bootstrap, self._settings, [(topic, number) for number in numbers])
+        except (ClusterUnreachable, FailedRequest, TopicError) as error:
+            raise DeliveryFailed(f"whether it is written is not known: {error}") from error
 
         def has_read() -> bool:
             positions = self._store.positions()

@@ -11,17 +11,21 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from unittest.mock import DEFAULT, Mock
 
 import msgspec
 import pytest
+from confluent_kafka import KafkaError, KafkaException
 
 from pipeline.broker import embedded_broker
+from pipeline.console import actions
 from pipeline.console.actions import MOST_WAITING, ActionPending, ActionRefused, CaseActions, ShownAlerts
 from pipeline.console.queries import CaseSummary
 from pipeline.console.reader import TopicsReader
 from pipeline.console.store import CaseStore
 from pipeline.console.views import CaseView, QueueFilter, QueueRow
 from pipeline.kafka.cluster.admin import ensure_topics
+from pipeline.kafka.cluster.errors import ClusterUnreachable
 from pipeline.kafka.writers.producer import DeliveryFailed, TransactionalProducer
 from pipeline.settings import Settings
 from schemas.messages import Alert, CaseEvent, Label
@@ -406,6 +410,29 @@ def test_two_consoles_give_no_case_twice_and_lose_none(
     assert Counter(everything) == Counter(f"case-{number}" for number in range(2 * CLAIMS))
     assert {name: len(cases) for name, cases in given.items()} == dict.fromkeys(desks, CLAIMS)
     assert desks["ann"].actions.claim_next(QueueFilter(), "ann", new_id()) is None
+
+
+@pytest.mark.parametrize("error", [ClusterUnreachable("no broker answers"), KafkaException(KafkaError(-195))])
+def test_brokers_that_do_not_say_what_became_of_an_action_are_asked_again(
+    open_desk: Callable[..., Desk], monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    """It was an unexpected error, for which the page has no advice."""
+    desk = open_desk()
+    desk.add(alert_of(1))
+    write, failures = TransactionalProducer.write, iter([DeliveryFailed("the connection died behind the commit")])
+
+    def dying(self: TransactionalProducer, *arguments: object) -> None:
+        write(self, *arguments)  # type: ignore[arg-type]
+        if failure := next(failures, None):
+            raise failure
+
+    asked = Mock(side_effect=[error, DEFAULT], wraps=actions.readable_ends)
+    monkeypatch.setattr(TransactionalProducer, "write", dying)
+    monkeypatch.setattr(actions, "readable_ends", asked)
+    desk.actions.claim("case-1", "ann", new_id())
+    assert asked.call_count == 2
+    assert [entry.event.kind for entry in desk.case().history] == ["claimed"]
+    assert desk.case().row.holder == "ann"
 
 
 def test_of_two_who_act_at_once_one_learns_that_the_other_was_first(
