@@ -49,8 +49,13 @@ def nothing_decided(request: Request, statistics: RunStatistics) -> str:
     text += f" ({refused} were refused)" if refused else ""
     # Of topics, and of exports, only a part is read.
     if seen.last_us <= EARLIEST_US and isinstance(source, FileSource):
-        return f"{source.name} holds no transaction at all, within the range or out of it"
+        return no_transaction_at_all(source.name)
     return f"{text}: choose another range with --from and --to"
+
+
+def no_transaction_at_all(name: str) -> str:
+    """What to say of a file without a row."""
+    return f"{name} holds no transaction at all, within the range or out of it"
 
 
 def warnings_of(request: Request, statistics: RunStatistics) -> list[str]:

@@ -4,6 +4,7 @@ from collections.abc import Generator
 from contextlib import closing
 
 from pipeline.backtest.input.acceptance import all_refused, first_reasons
+from pipeline.backtest.input.file_source import FileSource
 from pipeline.backtest.input.label_book import LabelBook
 from pipeline.backtest.input.order import Order, in_order
 from pipeline.backtest.input.span import EARLIEST_US, RangeError, SeenTimes, Span, moment
@@ -12,7 +13,12 @@ from pipeline.backtest.labels.schedule import LabelMode, ScheduledLabels
 from pipeline.backtest.runner.candidates import candidates_of, policy_to_train, warnings_of_labels, warnings_of_policies
 from pipeline.backtest.runner.event_time_pass import decide_by_time, renewals_of
 from pipeline.backtest.runner.model_library import ModelLibrary
-from pipeline.backtest.runner.outcome import nothing_decided, warnings_of, warnings_of_short_history
+from pipeline.backtest.runner.outcome import (
+    no_transaction_at_all,
+    nothing_decided,
+    warnings_of,
+    warnings_of_short_history,
+)
 from pipeline.backtest.runner.recorded_pass import decide_as_recorded
 from pipeline.backtest.runner.request import Request
 from pipeline.backtest.runner.statistics import PassProgress, RunStatistics, training_stage
@@ -74,11 +80,14 @@ def train_before(
         reasons = first_reasons(rejects)
         if reasons and seen.last_us <= EARLIEST_US:
             raise RangeError(all_refused(request.source.name, reasons))
-        read = f"; what was read lies between {moment(seen.first_us)} and {moment(seen.last_us)}"
+        read = ""
+        if seen.last_us > EARLIEST_US:
+            read = f"; what was read lies between {moment(seen.first_us)} and {moment(seen.last_us)}"
+        elif isinstance(request.source, FileSource):
+            raise RangeError(no_transaction_at_all(request.source.name))
         raise RangeError(
             f"{request.source.name} has no transaction to train on from {moment(period.from_us)} to "
-            f"{moment(period.last_us)}{read if seen.last_us > EARLIEST_US else ''}: choose another period with "
-            "--train-from and --train-to"
+            f"{moment(period.last_us)}{read}: choose another period with --train-from and --train-to"
         )
     statistics.warnings += warnings_of_short_history(progress.first_us, span, "training: ")
     policy, registry = policy_to_train(request, library), Registry(request.settings.registry_path)

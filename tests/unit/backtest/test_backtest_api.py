@@ -402,11 +402,14 @@ def test_refusals_and_repeats_are_warned_about_where_they_are_many(
     assert repeated == "2 of 3 transactions repeat others, and were not decided"
 
 
-def test_a_file_without_a_row_is_reported_as_such(history: pd.DataFrame, settings: Settings, tmp_path: Path) -> None:
+@pytest.mark.parametrize("changes", [{}, {"training": Training(variants={"fresh": []}, start=START)}])
+def test_a_file_without_a_row_is_reported_as_such(
+    history: pd.DataFrame, settings: Settings, tmp_path: Path, changes: dict[str, Any]
+) -> None:
     path = tmp_path / "empty.parquet"
     history.iloc[:0].to_parquet(path, index=False)
     with pytest.raises(RangeError, match=r"^empty\.parquet holds no transaction at all"):
-        backtest_of(path, settings=settings).run()
+        backtest_of(path, settings=settings, start=START + 19 * DAY, **changes).run()
 
 
 @pytest.mark.parametrize("changes", [{}, {"training": Training(variants={"fresh": []}, start=START)}])
