@@ -33,7 +33,7 @@ PASSED_ON: Final = tuple(
 FRAUD_TYPES: Final = (None, "amount", "merchant", "card")
 """Fraud types by the Handbook's scenario number; 0 is legitimate."""
 
-NO_TRUTH: Final = "is neither 0 nor 1 (false, true)"
+NO_TRUTH: Final = "is neither 0 nor 1 (false, true): write one of them in every row, or map words to them in --mapping"
 NO_NUMBER: Final = "is no number; write a decimal number, or nothing"
 _NUMERIC: Final = (
     pa.types.is_integer, pa.types.is_floating, pa.types.is_decimal, pa.types.is_string, pa.types.is_large_string,

@@ -77,5 +77,6 @@ def frauds(table: pa.Table) -> NDArray[np.bool_]:
     fraud, unknown = truths(table.column("fraud"))
     if unknown.any():
         value = table.column("fraud")[int(unknown.argmax())].as_py()
-        raise UnusableSource(f"the column fraud holds {value!r}, which {NO_TRUTH}")
+        shown = "no value in a row" if value is None else repr(value)
+        raise UnusableSource(f"the column fraud holds {shown}, which {NO_TRUTH}")
     return fraud

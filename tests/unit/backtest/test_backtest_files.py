@@ -77,8 +77,9 @@ def test_a_truth_that_nobody_can_tell_is_an_error(history: pd.DataFrame) -> None
     words = history.head(3).assign(fraud=["1", "False", "perhaps"])
     (table,) = delayed_truth(frame_tables(words.head(2)), 1.0)
     assert table["label"].to_pylist() == ["fraud", "legitimate"]
-    with pytest.raises(UnusableSource, match="'perhaps', which is neither 0 nor 1"):
-        list(delayed_truth(frame_tables(words), 1.0))
+    for unknown, shown in (("perhaps", "'perhaps'"), (None, "no value in a row")):
+        with pytest.raises(UnusableSource, match=f"{shown}, which is neither 0 nor 1 .+: write one .+ --mapping$"):
+            list(delayed_truth(frame_tables(words.assign(fraud=["1", "False", unknown])), 1.0))
 
 
 @pytest.mark.parametrize("time", ["2024-03-01 00:00:00Z", "2024-03-01T01:00:00.0000000+01:00", "2024-03-01T00:00:00z"])
