@@ -43,6 +43,7 @@ from pipeline.settings.rule_files import CAPS, missing_lines, read_directory, re
 from schemas.times import SECONDS_PER_DAY, utc_text
 
 if TYPE_CHECKING:
+    from pipeline.rules.hits import HitHistory
     from pipeline.rules.trial import Figures
 
 _HEADER: Final = ("owner", "reason", "severity", "action")
@@ -139,6 +140,7 @@ def report(history: str, start: datetime | None, end: datetime | None, bootstrap
     counted = SetReport(changes.rules)
     since = {key: moment.isoformat(timespec="seconds") for key, moment in changes.since().items()}
     found = read_history(counted, history, Settings(), lambda: cluster(bootstrap)[0])
+    _report_left_out(found)
     if found.leaks:
         click.echo(LEAKS, err=True)
     worth = counted.worth(found, since, **days)
@@ -280,7 +282,14 @@ def _figures(
 
     trial = Trial(rule)
     found = read_history(trial, history, settings, lambda: cluster(bootstrap)[0], lists_of_today=lists_of_today)
+    _report_left_out(found)
     return trial.figures(found, **chosen)
+
+
+def _report_left_out(history: "HitHistory") -> None:
+    """Report on the standard error what no figure has."""
+    if history.left_out:
+        click.echo(printable(history.left_out), err=True)
 
 
 def _record(

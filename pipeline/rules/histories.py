@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from pipeline.backtest.api import Backtest
 from pipeline.backtest.input.acceptance import Acceptance
 from pipeline.backtest.labels.final_labels import FinalLabels
+from pipeline.backtest.runner.input_quality import refused_text
 from pipeline.backtest.runner.model_library import ModelLibrary
 from pipeline.decision.lists import NO_LISTS
 from pipeline.decision.rule_program import CodedTexts, Texts
@@ -112,8 +113,8 @@ def _on_file(counted: Counted, path: Path, settings: Settings, lists: "_Lists") 
         of_truth = truth == KNOWN_FRAUD, truth == KNOWN_LEGITIMATE
         parts.append(Hits(taken.event_time_us[rows], amount, kernel, card, why, _objects(codes), *of_truth))
 
-    Backtest(path, settings=settings).each(take)
-    return HitHistory(_concatenated(parts), 0, frozenset({0}))
+    decided = Backtest(path, settings=settings).each(take)
+    return HitHistory(_concatenated(parts), 0, frozenset({0}), left_out=refused_text(decided.counts))
 
 
 def _on_export(counted: Counted, directory: Path, settings: Settings, lists: "_Lists") -> HitHistory:

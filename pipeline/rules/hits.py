@@ -46,6 +46,8 @@ class HitHistory(NamedTuple):
     """Numbers of the kernel versions whose features mean what they mean here."""
     leaks: bool = False
     """True if rules have read the lists of today: what was listed since then leaks into the figures."""
+    left_out: str = ""
+    """A sentence about transactions of a file that workers would refuse, or that repeat others; empty for none."""
 
 
 class Counted(ABC):

@@ -60,7 +60,7 @@ class SetReport(Counted):
             first: First day, in days since 1970; None: that of the history.
             end: Day to end before, likewise.
         """
-        hits, maturity_us, kernels, _ = history
+        hits, maturity_us, kernels, *_ = history
         rules, day = self._rules.evaluated, hits.event_time_us // US_PER_DAY
         days = range(first or 0, self._last_event_us // US_PER_DAY + 1 if end is None else end)
         inside = {key: int(rows[0]) for key, rows in self._days.items() if key[1] in days}

@@ -128,7 +128,7 @@ class Trial(Counted):
         Raises:
             ModelError: In these days nothing was computed.
         """
-        hits, maturity_us, kernels, leaks = history
+        hits, maturity_us, kernels, leaks, _ = history
         usable = self._usable(kernels, self.features)
         cut = self._last_event_us // US_PER_DAY + 1 - HELD_OUT_DAYS
         shown = range(cut, cut + HELD_OUT_DAYS) if held_out else range(cut)

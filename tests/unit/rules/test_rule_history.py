@@ -308,6 +308,21 @@ def test_a_file_is_decided_by_the_active_model_and_has_its_own_truth(tmp_path: P
     assert example.values["amount"] == days.set_index("transaction_id").loc[example.transaction_id, "amount"]
 
 
+def test_the_command_says_what_of_a_file_it_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with_a_champion(tmp_path / "data")
+    monkeypatch.setenv("FRAUD_PIPELINE_DATA_DIR", str(tmp_path / "data"))
+    monkeypatch.delenv("KAFKA_BOOTSTRAP_SERVERS", raising=False)
+    path, file = tmp_path / "file.parquet", tmp_path / "tried.sql"
+    file.write_text("-- code: tried\n-- owner: dana\n-- reason: A test.\namount > 40\n")
+    days = simulated_days(40)
+    days["amount"] = days["amount"].where(days.index != 5, 0.0)
+    pd.concat([days.iloc[:1], days]).to_parquet(path)
+    result = CliRunner().invoke(main, ["rules", "test", str(file), "--on", str(path)])
+    assert result.exit_code == 0, result.output
+    left_out = "Refused: 1 transaction (amount_zero 1). Left out since they repeat others: 1 transaction."
+    assert left_out in result.stderr.splitlines()
+
+
 def test_the_command_shows_the_figures_and_refuses_a_dropped_field(
     history: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
