@@ -161,10 +161,10 @@ def _show(records: Sequence[bytes], mapping: FieldMapping, settings: Settings, *
     mapper, refused, reason = Mapper(mapping, rates), Counter[str](), ""
     columns = _COLUMNS if click.get_text_stream("stderr" if err else "stdout").isatty() else None
     for number, record in enumerate(records, 1):
-        row = mapper.mapped(record) or record
-        if number <= _SHOWN_ROWS:
-            click.echo(printable_json(row.decode())[:columns], err=err)
         try:
+            row = mapper.mapped(record) or record
+            if number <= _SHOWN_ROWS:
+                click.echo(printable_json(row.decode())[:columns], err=err)
             decode_transaction(row, record_timestamp_us=now_us, future_tolerance_us=tolerance_us, rates=rates)
         except InvalidMessage as error:
             reason = reason or f"Record {number} is refused as {error.code}: {error}"

@@ -94,6 +94,21 @@ def test_a_mapping_is_checked(mapping: Path, tmp_path: Path) -> None:
     assert counts == "1 accepted, 4 refused: amount_zero 2, invalid_value 1, event_time_in_future 1"
 
 
+def test_what_the_mapping_itself_refuses_is_counted_with_the_rest(tmp_path: Path) -> None:
+    mapping, sample = tmp_path / "mapping.toml", tmp_path / "sample.csv"
+    fields = "".join(f'{name} = {{ path = "{name}" }}\n' for name in ("transaction_id", "card_id", "merchant_id"))
+    zoned = 'event_time = { path = "at", zone = "Europe/Berlin" }\n'
+    money = 'amount = { path = "amount", decimal = "," }\ncurrency = { constant = "EUR" }\n'
+    mapping.write_text(f'version = "1"\n[fields]\n{fields}{zoned}{money}')
+    times = ["2018-03-25 01:30:00", "2018-03-25 02:30:00", "2018-03-25 03:30:00"]
+    rows = [f't-{number},c,m,{at},"12,50"' for number, at in enumerate(times)]
+    sample.write_text("\n".join(["transaction_id,card_id,merchant_id,at,amount", *rows]))
+    result = run(sample, "--mapping", mapping)
+    assert result.exit_code == 1, result.output
+    assert "Record 2 is refused as invalid_value: event_time: no clock of Europe/Berlin shows" in result.stdout
+    assert "2 accepted, 1 refused: invalid_value 1" in result.stdout
+
+
 def test_rows_are_cut_in_a_terminal(mapping: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     class Terminal:
         def isatty(self) -> bool:
