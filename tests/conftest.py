@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 # Before anything of the pipeline is imported, here and in all processes that tests start.
+os.environ.pop("FRAUD_PIPELINE_REGISTRY_DIR", None)  # the registry of whoever runs them is not theirs
 os.environ.setdefault("FRAUD_PIPELINE_FEATURES_FILE", str(Path(__file__).with_name("features.toml")))
 
 import pytest

@@ -43,7 +43,7 @@ from pipeline.settings.rule_files import CAPS, missing_lines, read_directory, re
 from schemas.times import SECONDS_PER_DAY, utc_text
 
 if TYPE_CHECKING:
-    from pipeline.rules.hits import HitHistory
+    from pipeline.rules.hits import Counted, HitHistory
     from pipeline.rules.trial import Figures
 
 _HEADER: Final = ("owner", "reason", "severity", "action")
@@ -61,9 +61,15 @@ _to = click.option("--to", "end", type=Moment(), help="Day to end before (UTC)."
 
 
 def _history(*, required: bool = False) -> Callable[[F], F]:
-    """Return the option that names a history."""
+    """Return the options that name a history."""
     text = "Directory of exported topics, a file of transactions, or `topics` for those of the cluster."
-    return click.option("--on", "history", metavar="HISTORY", required=required, help=text)
+    on = click.option("--on", "history", metavar="HISTORY", required=required, help=text)
+    mapping = click.option(
+        "--mapping",
+        type=click.Path(exists=True, dir_okay=False, path_type=Path),
+        help="Read a file HISTORY by this mapping.  [default: by the names of its columns]",
+    )
+    return lambda command: on(mapping(command))
 
 
 @click.group()
@@ -97,6 +103,7 @@ def check(path: Path) -> None:
 def try_file(
     file: Path,
     history: str,
+    mapping: Path | None,
     start: datetime | None,
     end: datetime | None,
     lists: str,
@@ -112,7 +119,7 @@ def try_file(
     tester = one_line("--by", (user_name() or "unknown") if by is None else by)
     refuse_dropped([rule], settings)
     today, days = lists == ListTime.TODAY.value, _days(start, end)
-    figures = _figures(rule, history, settings, bootstrap, lists_of_today=today, **days)
+    figures = _figures(rule, history, mapping, settings, bootstrap, lists_of_today=today, **days)
     click.echo("\n".join(figure_lines(rule.code, figures)))
     try:
         changes = RuleChanges.on(*cluster(bootstrap))
@@ -131,16 +138,21 @@ def try_file(
 @_to
 @bootstrap_option
 @json_option
-def report(history: str, start: datetime | None, end: datetime | None, bootstrap: str | None, as_json: bool) -> None:
+def report(
+    history: str,
+    mapping: Path | None,
+    start: datetime | None,
+    end: datetime | None,
+    bootstrap: str | None,
+    as_json: bool,
+) -> None:
     """Show what each rule of the active set is worth in a history, and name those that earn nothing."""
-    from pipeline.rules.histories import read_history
     from pipeline.rules.set_report import SetReport
 
     days, changes = _days(start, end), RuleChanges.on(*cluster(bootstrap))
     counted = SetReport(changes.rules)
     since = {key: moment.isoformat(timespec="seconds") for key, moment in changes.since().items()}
-    found = read_history(counted, history, Settings(), lambda: cluster(bootstrap)[0])
-    _report_left_out(found)
+    found = _counted(counted, history, mapping, Settings(), bootstrap)
     if found.leaks:
         click.echo(LEAKS, err=True)
     worth = counted.worth(found, since, **days)
@@ -218,7 +230,7 @@ def apply(directory: Path, yes: bool, change: ChangeAuthor, at: Cluster) -> None
 @_rule
 @_history()
 @change_options
-def publish(rule: str, history: str | None, change: ChangeAuthor, at: Cluster) -> None:
+def publish(rule: str, history: str | None, mapping: Path | None, change: ChangeAuthor, at: Cluster) -> None:
     """Put RULE in shadow, a draft of this code or a file: it is counted and stands on decisions, and raises nothing.
 
     With --on, show then what it would have hit in the newest 14 days of a history, which `test` leaves out. Each look
@@ -230,7 +242,7 @@ def publish(rule: str, history: str | None, change: ChangeAuthor, at: Cluster) -
     if history:
         found = found or RuleChanges.on(bootstrap, settings).rules.find(rule, active=False)
         # What cannot be read is not published, and what is not published is not shown.
-        figures = found and _figures(found, history, settings, bootstrap, held_out=True)
+        figures = found and _figures(found, history, mapping, settings, bootstrap, held_out=True)
     changes, rules = changed(
         RuleChanges.on, bootstrap, settings, lambda changes: (changes, changes.publish(given, change))
     )
@@ -273,23 +285,46 @@ def adopt(change: ChangeAuthor, at: Cluster) -> None:
 
 
 def _figures(
-    rule: Rule, history: str, settings: Settings, bootstrap: str | None, *, lists_of_today: bool = False, **chosen: Any
+    rule: Rule,
+    history: str,
+    mapping: Path | None,
+    settings: Settings,
+    bootstrap: str | None,
+    *,
+    lists_of_today: bool = False,
+    **chosen: Any,
 ) -> "Figures":
     """Return the figures of a rule on a history."""
-    # What reads a history is loaded where one is read.
-    from pipeline.rules.histories import read_history
     from pipeline.rules.trial import Trial
 
     trial = Trial(rule)
-    found = read_history(trial, history, settings, lambda: cluster(bootstrap)[0], lists_of_today=lists_of_today)
-    _report_left_out(found)
+    found = _counted(trial, history, mapping, settings, bootstrap, lists_of_today=lists_of_today)
     return trial.figures(found, **chosen)
 
 
-def _report_left_out(history: "HitHistory") -> None:
-    """Report on the standard error what no figure has."""
-    if history.left_out:
-        click.echo(printable(history.left_out), err=True)
+def _counted(
+    counted: "Counted",
+    history: str,
+    mapping: Path | None,
+    settings: Settings,
+    bootstrap: str | None,
+    *,
+    lists_of_today: bool = False,
+) -> "HitHistory":
+    """Let rules count a history, and report on the standard error what no figure has."""
+    # What reads a history is loaded where one is read.
+    from pipeline.commands.file_mapping import file_mapping
+    from pipeline.rules.histories import read_history
+
+    if mapping is not None and not Path(history).is_file():
+        raise click.UsageError("--mapping is for a file; topics and exports follow FRAUD_PIPELINE_MAPPING_FILE")
+    found = None if mapping is None else file_mapping(Path(history), mapping, settings)
+    read = read_history(
+        counted, history, settings, lambda: cluster(bootstrap)[0], lists_of_today=lists_of_today, mapping=found
+    )
+    if read.left_out:
+        click.echo(printable(read.left_out), err=True)
+    return read
 
 
 def _record(

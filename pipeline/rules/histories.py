@@ -31,6 +31,8 @@ from pipeline.expressions.trees import Node
 from pipeline.features.catalogue import ACTIVE, FEATURES
 from pipeline.features.feature_set import is_comparable
 from pipeline.history import table_columns
+from pipeline.history.files import ColumnMapping
+from pipeline.history.mapped_files import FileMapping
 from pipeline.learning.labels import KNOWN_FRAUD, KNOWN_LEGITIMATE, KNOWN_NOTHING
 from pipeline.models.list_log import ListHistory
 from pipeline.rules.hits import Counted, HitHistory, Hits
@@ -58,7 +60,13 @@ _LABEL: Final = ["card_id", "transaction_id", "label", "source", "labelled_at"]
 
 
 def read_history(
-    counted: Counted, history: str, settings: Settings, cluster: Callable[[], str], *, lists_of_today: bool = False
+    counted: Counted,
+    history: str,
+    settings: Settings,
+    cluster: Callable[[], str],
+    *,
+    lists_of_today: bool = False,
+    mapping: ColumnMapping | FileMapping | None = None,
 ) -> HitHistory:
     """Let rules count a directory of exported topics, a file, or `TOPICS`.
 
@@ -68,6 +76,7 @@ def read_history(
         settings: Settings of the cluster.
         cluster: Returns the address of the cluster; called for `TOPICS`, and where lists are read.
         lists_of_today: Read the lists as they are, not as they were at each decision; of a file they always are.
+        mapping: Mapping of a file. Default: its columns are found by their names.
 
     Raises:
         ExportError: The export lacks a topic or a file.
@@ -83,8 +92,10 @@ def read_history(
             wanted = [named(name, settings.topics) for name in _topics(counted, settings)]
             TopicExport(cluster(), settings, Path(directory), wanted).run()
             found = _on_export(counted, Path(directory), settings, lists)
+    elif path.is_dir():
+        found = _on_export(counted, path, settings, lists)
     else:
-        found = (_on_export if path.is_dir() else _on_file)(counted, path, settings, lists)
+        found = _on_file(counted, path, settings, lists, mapping)
     return found._replace(leaks=leaks)
 
 
@@ -93,7 +104,9 @@ def _topics(counted: Counted, settings: Settings) -> list[str]:
     return [DECISION_FEATURES.name, DECISIONS.name, *texts, *settings.label_topics]
 
 
-def _on_file(counted: Counted, path: Path, settings: Settings, lists: "_Lists") -> HitHistory:
+def _on_file(
+    counted: Counted, path: Path, settings: Settings, lists: "_Lists", mapping: ColumnMapping | FileMapping | None
+) -> HitHistory:
     """Let the registry's active model decide the file, by its features and scores."""
     parts = list[Hits]()
 
@@ -113,7 +126,7 @@ def _on_file(counted: Counted, path: Path, settings: Settings, lists: "_Lists") 
         of_truth = truth == KNOWN_FRAUD, truth == KNOWN_LEGITIMATE
         parts.append(Hits(taken.event_time_us[rows], amount, kernel, card, why, _objects(codes), *of_truth))
 
-    decided = Backtest(path, settings=settings).each(take)
+    decided = Backtest(path, settings=settings, mapping=mapping).each(take)
     return HitHistory(_concatenated(parts), 0, frozenset({0}), left_out=refused_text(decided.counts))
 
 

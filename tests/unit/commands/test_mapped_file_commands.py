@@ -56,8 +56,8 @@ def line(row: dict[Any, Any], **changes: Any) -> bytes:
     return json.dumps({"payload": {"before": None, "after": state | changes}}).encode() + b"\n"
 
 
-def run(command: str, file: Path, *arguments: object) -> Result:
-    return CliRunner().invoke(main, [command, str(file), *map(str, arguments)])
+def run(*arguments: object) -> Result:
+    return CliRunner().invoke(main, [*map(str, arguments)])
 
 
 def test_a_version_of_a_foreign_file_is_that_of_the_file(home: Path) -> None:
@@ -78,6 +78,21 @@ def test_a_foreign_file_is_decided_as_the_file_is(home: Path) -> None:
         decided.append(pd.read_parquet(home / "decided/0.parquet"))
     assert len(decided[0]) > 100
     pd.testing.assert_frame_equal(decided[0], decided[1])
+
+
+def test_a_rule_is_tried_on_a_foreign_file_as_on_the_file(home: Path) -> None:
+    longer = simulated_days(20).assign(channel="online", fraud_type=None)
+    longer.to_parquet(home / "own.parquet", index=False)
+    (home / "foreign.jsonl").write_bytes(b"".join(line(row) for row in longer.to_dict("records")))
+    (home / "rule.sql").write_text("-- code: tried\n-- owner: dana\n-- reason: A test.\namount > 40\n")
+    tried = []
+    for name, more in (("own.parquet", ()), ("foreign.jsonl", ("--mapping", home / "mapping.toml"))):
+        result = run("rules", "test", home / "rule.sql", "--on", home / name, *more)
+        assert result.exit_code == 0, result.output
+        tried.append(result.stdout)
+    assert tried[0] == tried[1]
+    refused = run("rules", "test", home / "rule.sql", "--on", "topics", "--mapping", home / "mapping.toml")
+    assert (refused.exit_code, "FRAUD_PIPELINE_MAPPING_FILE" in refused.stderr) == (2, True)
 
 
 def test_refused_rows_are_counted_and_the_first_is_named(home: Path, frame: pd.DataFrame) -> None:
