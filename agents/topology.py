@@ -115,6 +115,12 @@ class UnknownAgent(ValueError):
 
 
 AGENTS: Final = {spec.name: spec for spec in (LABEL, CARD, SCORE, FEEDBACK, LEARN)}
+DECIDING: Final = ",".join(name for name, spec in AGENTS.items() if spec.latency_critical)
+LEARNING: Final = ",".join(name for name, spec in AGENTS.items() if not spec.latency_critical)
+"""Agents of a worker that only decides, and of one that only learns, as `Settings.agents` names them.
+
+In one process they share one interpreter lock: while it works on labels, transactions wait.
+"""
 
 
 def specs(settings: Settings) -> dict[str, AgentSpec]:

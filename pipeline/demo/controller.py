@@ -12,6 +12,7 @@ from typing import Annotated, Final, TextIO
 
 from msgspec import Meta
 
+from agents.topology import LEARNING
 from pipeline.broker.provided import ProvidedBroker
 from pipeline.demo.console import ConsoleProcess, running_console
 from pipeline.demo.environment import run_cluster
@@ -157,16 +158,18 @@ class Controller:
 
     def _work(self, settings: Settings, servers: str, log_dir: Path) -> None:
         """Train, stream, and stay for a look where that is wanted."""
+        learning = settings.model_copy(update={"agents": LEARNING, "metrics_port": 0})
         with (
             Monitor(servers, settings, self._state.figures) as self._monitor,
             running_workers(settings, self._options.workers, log_dir) as workers,
+            running_command(learning, log_dir, "learner", "worker") as learner,
             self._stopping("stopping the workers"),
         ):
-            self._workers, self._state.workers = workers, len(workers)
+            self._workers, self._state.workers = [*workers, learner], len(workers)
             self._learn_first(settings, servers)
             budget = f"{alerts_per_day(self._options.world):g}"
             with running_command(settings, log_dir, "pace", "pace", "--budget-per-day", budget) as pace:
-                self._workers = [*workers, pace]
+                self._workers = [*workers, learner, pace]
                 self._view.print_line(f"The threshold follows a budget of {budget} cases a simulated day.")
                 self._stream(settings, servers)
                 self._let_work()

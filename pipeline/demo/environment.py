@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Final
 
 from agents.permissions import DEMO
+from agents.topology import DECIDING
 from pipeline.broker import ProvidedBroker, provide_broker
 from pipeline.broker.local import is_free
 from pipeline.broker.running import demo_dir
@@ -94,6 +95,8 @@ def run_settings(settings: Settings, directory: Path, now: datetime, workers: in
             "label_topics": Settings.model_fields["label_topics"].default,
             "mapping_file": None,
             "create_topics": True,
+            # What learns has a process of its own.
+            "agents": DECIDING,
             **{name: count for name, count in counts.items() if name not in settings.model_fields_set},
             # A run does not fail because something else serves metrics.
             "metrics_port": settings.metrics_port if is_free(settings.metrics_port, settings.metrics_host) else 0,

@@ -15,6 +15,8 @@ from pipeline.settings import Settings
 
 STOP_TIMEOUT_S: Final = 10.0
 """Time that a worker has, after SIGTERM, to finish its batch and leave the group."""
+YIELDING: Final = 10
+"""Niceness of a process for which no alert waits."""
 LOG_TAIL_LINES: Final = 15
 
 
@@ -89,8 +91,12 @@ def running_workers(settings: Settings, count: int, log_dir: Path) -> Iterator[l
 
 @contextmanager
 def running_command(settings: Settings, log_dir: Path, name: str, *command: str) -> Iterator[WorkerProcess]:
-    """Run a ``fraud-pipeline`` command under a name of its own; it is stopped at the end, however that comes."""
+    """Run a ``fraud-pipeline`` command under a name of its own; it is stopped at the end, however that comes.
+
+    No alert waits for it: it yields processors to the workers that decide.
+    """
     process = start_command(settings.model_copy(update={"instance": name}), log_dir, *command)
+    os.setpriority(os.PRIO_PROCESS, process.process.pid, YIELDING)
     try:
         yield process
     finally:

@@ -37,8 +37,7 @@ def summary(run: Run) -> dict[str, object]:
 
 
 def worker_among(processes: list[psutil.Process]) -> psutil.Process:
-    worker_command = ["pipeline.demo.child_process", "worker"]
-    (worker,) = (process for process in processes if process.cmdline()[-2:] == worker_command)
+    (worker,) = (process for process in processes if process.environ().get("FRAUD_PIPELINE_INSTANCE") == "worker-1")
     return worker
 
 
