@@ -91,9 +91,17 @@ class FieldSource(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     """True if the amount counts minor units of its currency, such as cents."""
     decimal: Literal[".", ","] | None = None
     """The mark in front of the decimals of an amount that is text; marks between thousands are left out."""
+    filled: bool = False
+    """True if a transaction is a fraud where anything stands at the path, such as the date of a chargeback."""
 
 
-_ONLY: Final = {"unit": ("event_time",), "zone": ("event_time",), "minor": ("amount",), "decimal": ("amount",)}
+_ONLY: Final = {
+    "unit": ("event_time",),
+    "zone": ("event_time",),
+    "minor": ("amount",),
+    "decimal": ("amount",),
+    "filled": ("fraud",),
+}
 _FIELDS: Final = {field.name: field for field in DECLARED_FIELDS if field.kind not in (Kind.ATTRIBUTES, Kind.WHOLE)}
 _TYPES: Final[dict[str, Any]] = {field.name: field.type for field in msgspec.structs.fields(Transaction)}
 _REQUIRED: Final = tuple(field.name for field in _FIELDS.values() if field.required)
@@ -346,6 +354,8 @@ def _check_source(name: str, source: FieldSource) -> None:
         _converted(source.constant, _TYPES.get(name, str), where)
     if source.values is not None and not _is_text(name):
         raise InvalidMapping(f"{where}values belong to a text")
+    if source.filled and (source.constant is not None or source.values is not None):
+        raise InvalidMapping(f"{where}filled stands alone with a path")
     if source.zone is not None:
         if source.unit is not None:
             raise InvalidMapping(f"{where}a number counts from 1970 in UTC: leave either unit or zone out")
@@ -369,6 +379,8 @@ def _values(sources: Sequence[tuple[str, FieldSource, int | None, bool]], found:
     fields: dict[str, Any] = {}
     for name, source, path, is_text in sources:
         value = source.constant if path is None else _scalar(name, found.get(path))
+        if source.filled:
+            value = "0" if value is None or value == "" else "1"
         if value is None:
             continue
         if is_text and type(value) is int:

@@ -14,6 +14,7 @@ from typing import Any, Final
 import click
 import msgspec
 
+from pipeline.history.canonical_columns import NO_TRUTH, truth_of
 from pipeline.history.files import TABLES, column_names
 from pipeline.history.mapped_files import file_records
 from pipeline.history.mapping_proposal import propose_mapping
@@ -68,14 +69,14 @@ def command(*, sample: Path | None, mapping: Path | None, publish: Path | None) 
     given = None if mapping is None else mapping_of(mapping)
     try:
         if sample.name.lower().endswith(TABLES):
-            records = next(file_records(sample, column_names(sample), MAX_RECORDS), [])
+            records, is_table = next(file_records(sample, column_names(sample), MAX_RECORDS), []), True
         else:
             with click.open_file(str(sample), "rb") as file:
-                records = read_sample(file.read(MAX_SAMPLE_BYTES + 1))
+                records, is_table = read_sample(file.read(MAX_SAMPLE_BYTES + 1)), False
     except UnusableSample as error:
         raise UnusableSample(f"{printable(str(sample))}: {error.message}") from error
     if given is not None:
-        if _show(records, given, settings, err=False):
+        if _show(records, given, settings, is_table=is_table, err=False):
             raise click.exceptions.Exit(1)
         return
     text = propose_mapping(map(_decode, records))
@@ -85,7 +86,7 @@ def command(*, sample: Path | None, mapping: Path | None, publish: Path | None) 
     except InvalidMapping as error:
         click.echo(f"Complete the mapping, and check it with --mapping: {printable(str(error))}.", err=True)
     else:
-        _show(records, proposed, settings, err=True)
+        _show(records, proposed, settings, is_table=is_table, err=True)
 
 
 def read_sample(content: bytes) -> list[bytes]:
@@ -154,18 +155,23 @@ def _decoded(decode: Callable[[bytes], Any], content: bytes, line: int) -> Any:
         raise UnusableSample(f"line {line} cannot be read as JSON ({error}); write one object a line") from error
 
 
-def _show(records: Sequence[bytes], mapping: FieldMapping, settings: Settings, *, err: bool) -> int:
-    """Print mapped rows, the first refusal and the counts; return how many records are refused."""
+def _show(records: Sequence[bytes], mapping: FieldMapping, settings: Settings, *, is_table: bool, err: bool) -> int:
+    """Print mapped rows, the first refusal and the counts; return how many records are refused.
+
+    The rows of a table need a truth each where the mapping names it; a record without one may be a message.
+    """
     rates, now_us = load_rates(settings), time.time_ns() // 1_000
     tolerance_us = round(settings.future_tolerance_s * 1e6)
-    mapper, refused, reason = Mapper(mapping, rates), Counter[str](), ""
+    mapper, refused, reason = Mapper(mapping, rates, truth=True), Counter[str](), ""
     columns = _COLUMNS if click.get_text_stream("stderr" if err else "stdout").isatty() else None
     for number, record in enumerate(records, 1):
         try:
-            row = mapper.mapped(record) or record
+            row, fields = mapper.row(record)
             if number <= _SHOWN_ROWS:
                 click.echo(printable_json(row.decode())[:columns], err=err)
             decode_transaction(row, record_timestamp_us=now_us, future_tolerance_us=tolerance_us, rates=rates)
+            if "fraud" in mapping.fields and truth_of(fields.get("fraud", None if is_table else False)) is None:
+                raise InvalidMessage("invalid_value", f"fraud {NO_TRUTH}.")
         except InvalidMessage as error:
             reason = reason or f"Record {number} is refused as {error.code}: {error}"
             refused[error.code] += 1

@@ -79,10 +79,15 @@ def whole_units(scaled: npt.NDArray[np.float64]) -> tuple[npt.NDArray[np.float64
 def truths(column: pa.ChunkedArray) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
     """Parse a column of truths: (is it fraud, is it unknown); shape (n,)."""
     values, codes = distinct(column)
-    texts = [str(value).strip().lower() for value in values]
-    true = np.array([text in _TRUE for text in texts], np.bool_)
-    unknown = ~true & np.array([text not in _FALSE for text in texts], np.bool_)
+    found = [truth_of(value) for value in values]
+    true, unknown = (np.array([truth is which for truth in found], np.bool_) for which in (True, None))
     return true[codes], unknown[codes]
+
+
+def truth_of(value: object) -> bool | None:
+    """Return whether a value says that a transaction is a fraud; None if it says neither."""
+    text = str(value).strip().lower()
+    return True if text in _TRUE else False if text in _FALSE else None
 
 
 def numbers(column: pa.ChunkedArray) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.bool_]]:

@@ -9,6 +9,7 @@ from typing import Any, Final, TypeGuard
 
 import msgspec
 
+from pipeline.history.canonical_columns import truth_of
 from schemas.codec import EARLIEST_US, LATEST_US, wall_clock_us
 from schemas.errors import InvalidMessage
 from schemas.fields import DECLARED_FIELDS, FieldDeclaration, Kind
@@ -49,9 +50,11 @@ _NAMES: Final = {
         "country": "countrycode merchantcountry merchantcountrycode terminalcountry",
         "channel": "entrymode posentrymode source",
         "mcc": "merchantcategorycode merchantcategory categorycode",
+        "fraud": "isfraud fraudflag fraudulent fraudlabel chargeback ischargeback chargebackdate chargebackat "
+        "frauddate fraudreportedat label target class",
     }.items()
 }
-"""Names of each field, the best first, in lower case and without separators."""
+"""Names of each field, and of the truth of a file, the best first, in lower case and without separators."""
 _GENERIC: Final = re.compile(
     "id|uuid|ref|reference|value|total|sum|type|kind|date|time|at|status|result|response|source"
 )
@@ -65,6 +68,9 @@ _WORDS: Final = {
     "authorisation": re.compile("(?i:approved|declined)"),
     "currency": re.compile("[A-Za-z]{3}"),
 }
+_TRUTHS: Final = {"j": "1", "ja": "1", "oui": "1", "si": "1", "nein": "0", "non": "0"}
+"""Words for 1 and 0 that no file is read by without a mapping."""
+_CHARGED_BACK: Final = re.compile("fraud|chargeback")
 _AMOUNTS: Final = {"": PLAIN_AMOUNT, **AMOUNT_TEXTS}
 """Amounts as text by the setting ``decimal`` that they need."""
 _UNIT_US: Final = {"s": Decimal(10**6), "ms": Decimal(1_000), "us": Decimal(1), "ns": Decimal("0.001")}
@@ -111,6 +117,12 @@ def propose_mapping(records: Iterable[Mapping[str, Any]]) -> str:
         elif field.required:
             entry = 'constant = "EUR"' if field.name == "currency" else 'path = "..."'
             lines += ["", f"[fields.{field.name}]", f"# {entry}  # No member fits: complete it ({field.meaning})."]
+    free = (path for path in usable if path not in chosen.values())
+    for _, path in sorted((score, path) for path in free if (score := _name_score(path, "fraud")) is not None):
+        if (options := _truth_options(path, members[path], fullest)) is not None:
+            chosen["fraud"] = path
+            lines += ["", "[fields.fraud]  # Of files only.", f"path = {_path_text(path)}", *options]
+            break
     rest = [path for path in members if path not in chosen.values()]
     numbers = [path for path in rest if path in usable and tiers[path] == 0 and members[path]]
     attributes = _attributes([path for path in numbers if all(map(_is_number, members[path]))])
@@ -237,6 +249,20 @@ def _options(field: FieldDeclaration, path: Path, values: Sequence[Any]) -> Iter
             yield f"values = {{ {', '.join(words)} }}"
         if others := sorted({_shown((str(value),)) for value in values if _fit(field, value) is None}):
             yield f"# No words of the contract: {', '.join(others[:_LISTED_WORDS])}; give theirs in values."
+
+
+def _truth_options(path: Path, values: Sequence[Any], rows: int) -> list[str] | None:
+    """Return the lines that say how to read which of a file's rows are frauds; None if the values do not say it."""
+    texts = [str(value).strip() for value in values if value != ""]
+    words = {text: _TRUTHS[text.lower()] for text in texts if text.lower() in _TRUTHS}
+    found = {truth_of(words.get(text, text)) for text in texts}
+    is_known = None not in found
+    if texts and len(texts) < rows and False not in found and (is_known or _CHARGED_BACK.search("".join(path).lower())):
+        return ["filled = true  # A fraud is a row where anything stands."]
+    if not texts or not is_known:
+        return None
+    pairs = ", ".join(f"{_quoted(text)} = {_quoted(word)}" for text, word in words.items())
+    return [f"values = {{ {pairs} }}"] if words else []
 
 
 def _attributes(paths: Sequence[Path]) -> dict[str, Path]:

@@ -224,6 +224,8 @@ def test_a_mapping_travels_as_json_and_says_the_same() -> None:
         (b'path = "ref"', b'path = "ref", minor = true', "minor belongs to amount"),
         (b'path = "sum"', b'path = "sum", values = { a = "b" }', "values belong to a text"),
         (b'path = "sum"', b'constant = "1"', "a constant stands alone"),
+        (b'path = "ref"', b'path = "ref", filled = true', "filled belongs to fraud"),
+        (b"[fields]", b'[fields]\nfraud = { path = "f", filled = true, values = { a = "1" } }', "filled stands alone"),
         (b"Europe/Zurich", b"Europe/Zurch", "no time zone 'Europe/Zurch'"),
         (b"Europe/Zurich", b"../../etc/passwd", "no time zone"),
         (b'zone = "Europe/Zurich"', b'zone = "UTC", unit = "s"', "either unit or zone"),

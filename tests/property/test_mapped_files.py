@@ -39,7 +39,7 @@ transaction_id = { path = "id" }
 event_time = { path = "at" }
 card_id = { path = "card" }
 amount = { path = "cents", minor = true }
-fraud = { path = "bad", values = { Y = "fraud", N = "legitimate" } }
+fraud = { path = "charged_back", filled = true }
 """
 )
 MILLISECONDS: Final = (
@@ -71,7 +71,7 @@ DEBEZIUM: Final = CORE.replace(
 
 
 def minor(row: Row) -> Row:
-    return {**row, "at": row["at"].isoformat()}
+    return {**row, "at": row["at"].isoformat(), "charged_back": "2018-06-01" if row["bad"] == "Y" else ""}
 
 
 def milliseconds(row: Row) -> Row:

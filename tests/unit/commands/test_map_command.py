@@ -109,6 +109,21 @@ def test_what_the_mapping_itself_refuses_is_counted_with_the_rest(tmp_path: Path
     assert "2 accepted, 1 refused: invalid_value 1" in result.stdout
 
 
+@pytest.mark.parametrize("missing", [False, True])
+def test_a_row_of_a_file_that_does_not_say_whether_it_is_a_fraud_is_refused(tmp_path: Path, missing: bool) -> None:
+    sample, mapping = tmp_path / "sample.csv", tmp_path / "mapping.toml"
+    rows = numbered(3, is_fraud=0)
+    pd.DataFrame(rows).to_csv(sample, index=False)
+    mapping.write_text(run(sample).stdout)
+    assert run(sample, "--mapping", mapping).exit_code == 0
+    pd.DataFrame([*rows, {**rows[0], "is_fraud": None if missing else "maybe"}]).to_csv(sample, index=False)
+    result = run(sample, "--mapping", mapping)
+    assert result.exit_code == 1, result.output
+    assert "Record 4 is refused as invalid_value: fraud is neither 0 nor 1" in result.stdout
+    # Messages do not have it.
+    assert run("-", "--mapping", mapping, content=lines(numbered(2))).exit_code == 0
+
+
 def test_rows_are_cut_in_a_terminal(mapping: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     class Terminal:
         def isatty(self) -> bool:

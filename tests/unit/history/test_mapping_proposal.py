@@ -9,6 +9,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from pipeline.history.canonical_columns import truth_of
 from pipeline.history.mapping_proposal import MAX_PROPOSED_ATTRIBUTES, propose_mapping
 from pipeline.settings import Settings
 from pipeline.settings.rate_table import load_rates
@@ -136,6 +137,36 @@ def test_a_time_is_taken_as_it_is_written(time: object, option: str) -> None:
     section = propose_mapping([{"time": time}]).split("[fields.event_time]")[1].split("\n[")[0]
     assert option in section
     assert ("unit" in section, "zone" in section) == (option.startswith("unit"), option.startswith("zone"))
+
+
+@pytest.mark.parametrize(
+    ("name", "values", "option", "frauds"),
+    [
+        ("is_fraud", ["0", "1", "0"], "", [False, True, False]),
+        ("TX_FRAUD", [0, 1, 1], "", [False, True, True]),
+        ("Class", [True, False, False], "", [True, False, False]),
+        ("chargeback", ["J", "N", "n"], 'values = { "J" = "1" }', [True, False, False]),
+        ("chargeback", ["", "x", "1"], "filled = true", [False, True, True]),
+        ("chargeback_date", ["", "2024-05-01", None], "filled = true", [False, True, False]),
+        ("fraudFlag", ["", "1", ""], "filled = true", [False, True, False]),
+        ("is_fraud", ["0", "1", ""], "", [False, True, None]),
+        ("is_fraud", ["0", "1", "maybe"], None, []),
+        ("label", ["gold", "", "silver"], None, []),
+        ("is_fraud", [None, None, ""], None, []),
+    ],
+)
+def test_the_truth_of_a_file_is_taken_as_it_is_written(
+    name: str, values: Sequence[object], option: str | None, frauds: Sequence[bool | None]
+) -> None:
+    rows = [{**minor_units(of), name: value} for of, value in zip(TRANSACTIONS, values, strict=False)]
+    text = propose_mapping(rows)
+    assert ("[fields.fraud]" in text) == (option is not None)
+    if option is not None:
+        assert option in text
+        assert ("filled" in text) == option.startswith("filled")
+        mapper = Mapper(read_mapping(text.encode()), load_rates(Settings()), truth=True)
+        found = [mapper.row(json.dumps(row).encode())[1].get("fraud") for row in rows]
+        assert [truth_of(truth) for truth in found] == frauds
 
 
 @pytest.mark.parametrize(
