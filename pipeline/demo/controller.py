@@ -4,8 +4,8 @@ import logging
 import signal
 import sys
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Final, TextIO
@@ -141,7 +141,9 @@ class Controller:
         self._view, self._signals = view, signals
         self._rate = RateMeter()
         self._broker: ProvidedBroker | None = None
-        self._workers: Sequence[WorkerProcess] = ()
+        self._workers: list[WorkerProcess] = []
+        self._beside = ExitStack()
+        self._learning: Settings | None = None
         self._monitor: Monitor | None = None
         self._console: ConsoleProcess | None = None
 
@@ -158,23 +160,28 @@ class Controller:
 
     def _work(self, settings: Settings, servers: str, log_dir: Path) -> None:
         """Train, stream, and stay for a look where that is wanted."""
-        learning = settings.model_copy(update={"agents": LEARNING, "metrics_port": 0})
+        # It would compile the kernels that the workers are compiling: it starts once they decide.
+        self._learning = settings.model_copy(update={"agents": LEARNING, "metrics_port": 0})
         with (
             Monitor(servers, settings, self._state.figures) as self._monitor,
             running_workers(settings, self._options.workers, log_dir) as workers,
-            running_command(learning, log_dir, "learner", "worker") as learner,
+            self._beside,
             self._stopping("stopping the workers"),
         ):
-            self._workers, self._state.workers = [*workers, learner], len(workers)
+            self._workers, self._state.workers = [*workers], len(workers)
             self._learn_first(settings, servers)
             budget = f"{alerts_per_day(self._options.world):g}"
-            with running_command(settings, log_dir, "pace", "pace", "--budget-per-day", budget) as pace:
-                self._workers = [*workers, learner, pace]
-                self._view.print_line(f"The threshold follows a budget of {budget} cases a simulated day.")
-                self._stream(settings, servers)
-                self._let_work()
+            self._run_beside(settings, "pace", "pace", "--budget-per-day", budget)
+            self._view.print_line(f"The threshold follows a budget of {budget} cases a simulated day.")
+            self._stream(settings, servers)
+            self._let_work()
         if self._options.keep:
             self._let_look(settings)
+
+    def _run_beside(self, settings: Settings, name: str, *command: str) -> None:
+        """Run a command beside the workers, until these are stopped."""
+        context = running_command(settings, self._given.data_dir / "logs", name, *command)
+        self._workers.append(self._beside.enter_context(context))
 
     def _introduce(self, settings: Settings, log_dir: Path) -> None:
         """Report where everything is, for those who want to look from another terminal."""
@@ -194,7 +201,7 @@ class Controller:
 
     def _let_look(self, settings: Settings) -> None:
         """Leave broker and topics as they are until somebody stops the run."""
-        self._workers = ()
+        self._workers = []
         self._monitor = None
         self._view.print_line(f"Kafka stays at {settings.kafka_bootstrap_servers} for a look:")
         self._view.print_line(COMMAND_INDENT + command_text(self._given, "alerts --once", settings.topic_prefix))
@@ -271,6 +278,9 @@ class Controller:
     def _report(self, progress: ReplayProgress) -> None:
         """Called by the feeder several times a second."""
         self._check()
+        if self._learning is not None and self._state.figures.decided:
+            self._run_beside(self._learning, "learner", "worker")
+            self._learning = None
         if progress.warning is not None:
             raise Incomplete(
                 "the workers have decided nothing for a long time "
