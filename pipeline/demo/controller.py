@@ -13,6 +13,7 @@ from typing import Annotated, Final, TextIO
 from msgspec import Meta
 
 from agents.topology import LEARNING
+from pipeline.broker.local import HOST, free_port
 from pipeline.broker.provided import ProvidedBroker
 from pipeline.demo.console import ConsoleProcess, running_console
 from pipeline.demo.environment import run_cluster
@@ -20,7 +21,7 @@ from pipeline.demo.feeder import Feeder
 from pipeline.demo.figures import RateMeter, RunState, summary_json
 from pipeline.demo.first_models import alerts_per_day, train_on
 from pipeline.demo.monitor import Monitor
-from pipeline.demo.processes import WorkerProcess, check_alive, running_command, running_workers
+from pipeline.demo.processes import WorkerProcess, check_alive, is_ready, running_command, running_workers
 from pipeline.demo.stop import Mode, RunStopped, StopSignals, stop_signals
 from pipeline.demo.view import (
     COMMAND_INDENT,
@@ -45,6 +46,7 @@ STALLED_AFTER_S: Final = 60.0
 """So long without a new decision while some are missing, and the run fails."""
 DRAIN_ON_STOP_S: Final = 5.0
 """After Ctrl-C, transactions on their way get so long to be decided."""
+LEARNER: Final = "learner"
 LOOK_S: Final = 0.05
 """Time between two looks at something that is waited for."""
 EXAMPLES_NAMED: Final = 5
@@ -143,7 +145,7 @@ class Controller:
         self._broker: ProvidedBroker | None = None
         self._workers: list[WorkerProcess] = []
         self._beside = ExitStack()
-        self._learning: Settings | None = None
+        self._learning = settings  # Those of the process that learns.
         self._monitor: Monitor | None = None
         self._console: ConsoleProcess | None = None
 
@@ -160,8 +162,9 @@ class Controller:
 
     def _work(self, settings: Settings, servers: str, log_dir: Path) -> None:
         """Train, stream, and stay for a look where that is wanted."""
-        # It would compile the kernels that the workers are compiling: it starts once they decide.
-        self._learning = settings.model_copy(update={"agents": LEARNING, "metrics_port": 0})
+        self._learning = settings.model_copy(
+            update={"agents": LEARNING, "metrics_host": HOST, "metrics_port": free_port()}
+        )
         with (
             Monitor(servers, settings, self._state.figures) as self._monitor,
             running_workers(settings, self._options.workers, log_dir) as workers,
@@ -262,10 +265,19 @@ class Controller:
         """Called by the feeder between the warm-up and the first day."""
         self._view.stage("warming up: waiting until everything sent so far is decided")
         self._await_decided(0)
+        self._begin_learning()
+        self._view.stage("warming up: waiting until labels are learned from, in a process of its own")
+        while not is_ready(HOST, self._learning.metrics_port) and not self._signals.event.wait(LOOK_S):
+            self._check()
         days = f"{self._options.days} simulated days"
         if not self._options.days:
             days = f"simulated days until stopped{self._disk_use()}"
         self._view.stage(f"streaming {days}, one in {self._options.day_seconds:g} s; labels follow a week later")
+
+    def _begin_learning(self) -> None:
+        """Start what learns once, behind the first decision: it would compile what the workers are compiling."""
+        if not any(process.name == LEARNER for process in self._workers):
+            self._run_beside(self._learning, LEARNER, "worker")
 
     def _disk_use(self) -> str:
         """Return how much disk a run without end takes, as the warm-up took it; nothing on a cluster of the user's."""
@@ -278,9 +290,8 @@ class Controller:
     def _report(self, progress: ReplayProgress) -> None:
         """Called by the feeder several times a second."""
         self._check()
-        if self._learning is not None and self._state.figures.decided:
-            self._run_beside(self._learning, "learner", "worker")
-            self._learning = None
+        if self._state.figures.decided:
+            self._begin_learning()
         if progress.warning is not None:
             raise Incomplete(
                 "the workers have decided nothing for a long time "

@@ -8,6 +8,8 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from http import HTTPStatus
+from http.client import HTTPConnection, HTTPException
 from pathlib import Path
 from typing import Final
 
@@ -101,6 +103,18 @@ def running_command(settings: Settings, log_dir: Path, name: str, *command: str)
         yield process
     finally:
         stop_workers([process])
+
+
+def is_ready(host: str, port: int) -> bool:
+    """Ask a worker's ``/readyz`` whether all its agents work."""
+    connection = HTTPConnection(host, port, timeout=STOP_TIMEOUT_S)
+    try:
+        connection.request("GET", "/readyz")
+        return connection.getresponse().status == HTTPStatus.OK
+    except (OSError, HTTPException):
+        return False
+    finally:
+        connection.close()
 
 
 def check_alive(workers: Sequence[WorkerProcess]) -> None:
