@@ -9,12 +9,15 @@ import subprocess
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from itertools import islice
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, Final
 
 import click
 
+from pipeline.history.canonical_columns import UnusableSource
+from pipeline.history.files import file_tables
 from tests.evaluation import attacks, budget, compared, over_time, selection, variants
 from tests.evaluation.parts import Found, Part, Table, Unit
 from tests.evaluation.worlds import renewals
@@ -91,6 +94,11 @@ def command(file: Path, final: bool, output: Path, parts: tuple[str, ...], only:
     known = [item for part in chosen.values() for item in part.items]
     if unknown := set(only) - set(known):
         raise click.UsageError(f"there is no {', '.join(sorted(unknown))}; these are there: {', '.join(known)}")
+    try:
+        if not any(table.num_rows for table in islice(file_tables(file, chunk_rows=1), 1)):
+            raise UnusableSource(f"{file} has no rows: give the Handbook's transactions")
+    except UnusableSource as error:
+        raise click.ClickException(str(error)) from error
     for name, part in chosen.items():
         units = part.units(file, final, only or part.items)
         if not units:

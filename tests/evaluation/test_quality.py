@@ -238,6 +238,17 @@ def test_a_name_that_no_part_has_is_refused(file: Path) -> None:
     assert "there is no Mai; these are there: May, June" in result.output
 
 
+def test_a_file_without_rows_or_columns_is_refused_in_a_sentence(file: Path, tmp_path: Path) -> None:
+    frame = pd.read_parquet(file).head(0)
+    for name, given, sentence in (
+        ("header.csv", frame, "has no rows: give the Handbook's transactions"),
+        ("other.csv", frame.drop(columns="CUSTOMER_ID"), "no column is known for "),
+    ):
+        given.to_csv(tmp_path / name, index=False)
+        result = CliRunner().invoke(quality.command, [str(tmp_path / name)])
+        assert (result.exit_code, sentence in result.stderr) == (1, True), result.output
+
+
 def test_units_run_in_processes_too() -> None:
     ((number, found, seconds),) = quality.measured([Unit("seven", divmod, (7, 3))], 2)
     assert (number, found) == (0, (2, 1))
