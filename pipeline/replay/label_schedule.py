@@ -3,9 +3,8 @@
 import heapq
 import itertools
 from dataclasses import dataclass
-from typing import Final
 
-NEVER_US: Final = 2**63 - 1
+from pipeline.learning.regimes import NEVER_US
 
 
 @dataclass(slots=True, eq=False)

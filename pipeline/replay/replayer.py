@@ -18,8 +18,8 @@ from pipeline.history.mapped_files import RECORD
 from pipeline.kafka.cluster.cluster import require_producer_timestamps
 from pipeline.kafka.writers.producer import RecordProducer
 from pipeline.learning.label_sources import SIMULATOR
-from pipeline.learning.regimes import LabelRegime
-from pipeline.replay.label_schedule import NEVER_US, DueLabel, LabelSchedule, Truth
+from pipeline.learning.regimes import NEVER_US, LabelRegime
+from pipeline.replay.label_schedule import DueLabel, LabelSchedule, Truth
 from pipeline.replay.messages import ENCODER, event_times_us, identities_of, transaction_messages
 from pipeline.replay.watch import AlertWatch, Flow, FlowWatch, Watch
 from pipeline.settings import Settings

@@ -17,8 +17,8 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 from sklearn.tree import DecisionTreeClassifier
 
-from pipeline.backtest.labels.ground_truth import NEVER
 from pipeline.backtest.metrics.ranking import known_cards
+from pipeline.learning.regimes import NEVER_US
 from pipeline.training.score_metrics import auc_roc, average_precision, card_precision
 from schemas.times import US_PER_DAY
 
@@ -125,7 +125,7 @@ class Weeks:
         day = self._time_us // US_PER_DAY - (train_from - datetime(1970, 1, 1, tzinfo=UTC)).days
         self.train = (day >= 0) & (day < TRAIN_DAYS)
         # Only frauds since the training began make a card known, each once its label came.
-        known_us = np.where(self._fraud & (day >= 0), self._time_us + DELAY_DAYS * US_PER_DAY, NEVER)
+        known_us = np.where(self._fraud & (day >= 0), self._time_us + DELAY_DAYS * US_PER_DAY, NEVER_US)
         first = TRAIN_DAYS + DELAY_DAYS
         of_known = known_cards(self._card, self._time_us, known_us)
         self.test = (day >= first) & (day < first + TEST_DAYS) & ~of_known

@@ -1,6 +1,6 @@
 """Ground truth about decided transactions, and the bounds that unknown labels leave."""
 
-from typing import Final, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -9,8 +9,7 @@ from numpy.typing import NDArray
 from pipeline.backtest.input.spill import in_blocks
 from pipeline.backtest.labels.final_labels import FinalLabels, digests_of, microseconds
 from pipeline.learning.labels import KNOWN_FRAUD, KNOWN_LEGITIMATE, KNOWN_NOTHING
-
-NEVER: Final = np.iinfo(np.int64).max
+from pipeline.learning.regimes import NEVER_US
 
 
 class GroundTruth(NamedTuple):
@@ -24,7 +23,7 @@ class GroundTruth(NamedTuple):
     fraud_type: "pd.Categorical[str]"
     """Empty where it is not known."""
     known_us: NDArray[np.int64]
-    """When the label that holds was known, in microseconds since 1970; `NEVER` where there is none."""
+    """When the label that holds was known, in microseconds since 1970; `NEVER_US` where there is none."""
 
     @property
     def unlabelled(self) -> NDArray[np.bool_]:
@@ -59,24 +58,24 @@ def ground_truth(decisions: pd.DataFrame, labels: pd.DataFrame) -> GroundTruth:
         fraud_type=pd.Categorical.from_codes(
             np.where(fraud, codes("fraud_type", kinds), 0), categories=pd.Index(kinds)
         ),
-        known_us=in_blocks(n, np.int64, lambda rows: final.column("at_us", at[rows], NEVER)),
+        known_us=in_blocks(n, np.int64, lambda rows: final.column("at_us", at[rows], NEVER_US)),
     )
 
 
 def answered_us(decisions: pd.DataFrame, answers: pd.DataFrame) -> NDArray[np.int64]:
-    """When reviews (`pipeline.backtest.labels.schedule.ReviewOutcome`) answered ``decisions``; `NEVER` where none did.
+    """When reviews (`pipeline.backtest.labels.schedule.ReviewOutcome`) answered ``decisions``; `NEVER_US`: none did.
 
     Memory beyond the answer's is that of ``answers``, and of a block of decisions.
     """
     high, at_us = digests_of(answers, slice(None))[:, 0], microseconds(answers["known_at"])
     # Of several answers the first one is found.
     order = np.lexsort((at_us, high))
-    high, at_us = high[order], np.r_[at_us[order], NEVER]
+    high, at_us = high[order], np.r_[at_us[order], NEVER_US]
 
     def first(rows: slice) -> NDArray[np.int64]:
         wanted = digests_of(decisions, rows)[:, 0]
         at = np.searchsorted(high, wanted)
-        return np.where(np.r_[high, 0][at] == wanted, at_us[at], NEVER)
+        return np.where(np.r_[high, 0][at] == wanted, at_us[at], NEVER_US)
 
     return in_blocks(len(decisions), np.int64, first)
 

@@ -7,12 +7,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.backtest.input.spill import in_blocks
-from pipeline.backtest.labels.ground_truth import NEVER
 from pipeline.backtest.metrics.bootstrap import interval, resampled
 from pipeline.backtest.metrics.ranking import Ranking, daily_precision, known_cards
 from pipeline.backtest.report.content import Metric, ReportOptions
 from pipeline.backtest.report.observed import Observed, Shared
 from pipeline.decision.budget import first_alerts
+from pipeline.learning.regimes import NEVER_US
 from pipeline.training.score_metrics import daily_card_precision
 
 RANKED: Final = {"auc_roc": "AUC ROC", "average_precision": "Average precision"}
@@ -195,7 +195,7 @@ def _daily(
     fraud, times = shared.truth.fraud, shared.event_time_us
     best, known_us = observed.best, observed.known_us
     found, frauds = (np.bincount(shared.day[rows], minlength=shared.days) for rows in (best & fraud, fraud))
-    fraud_known_us = in_blocks(len(times), np.int64, lambda rows: np.where(fraud[rows], known_us[rows], NEVER))
+    fraud_known_us = in_blocks(len(times), np.int64, lambda rows: np.where(fraud[rows], known_us[rows], NEVER_US))
     unknown = ~known_cards(shared.card, times, fraud_known_us)
     return {
         "card_precision_at_k": _card_precision(shared, observed, unknown, options.top, remove_detected=True),

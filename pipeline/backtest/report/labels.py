@@ -6,12 +6,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.backtest.input.spill import NumberColumn, blocks
-from pipeline.backtest.labels.ground_truth import NEVER
 from pipeline.backtest.labels.schedule import LabelMode
 from pipeline.backtest.report.content import LabelContent, SourceCount
 from pipeline.backtest.report.observed import Shared
 from pipeline.backtest.runner.result import BacktestResult
 from pipeline.learning.label_sources import SIMULATOR
+from pipeline.learning.regimes import NEVER_US
 from schemas.times import US_PER_DAY
 
 _MODES: Final = {
@@ -28,7 +28,7 @@ OF_FILE: Final = "the history's own"
 def label_content(result: BacktestResult, shared: Shared) -> LabelContent:
     """Counts, sources, and what they mean in sentences."""
     truth = shared.truth
-    known = truth.known_us != NEVER
+    known = truth.known_us != NEVER_US
     frauds, legitimate, unlabelled = (int(rows.sum()) for rows in (truth.fraud, truth.legitimate, truth.unlabelled))
     mode = LabelMode(result.label_mode)
     share = (frauds + legitimate) / len(known) if len(known) else None

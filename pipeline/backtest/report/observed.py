@@ -51,7 +51,7 @@ class Observed(NamedTuple):
     best: NDArray[np.bool_]
     """True where the score is among the highest k of its day."""
     known_us: NDArray[np.int64]
-    """When what is known was known to this variant; `pipeline.backtest.labels.ground_truth.NEVER` where nothing is."""
+    """When what is known was known to this variant; `pipeline.learning.regimes.NEVER_US` where nothing is."""
 
 
 def share(result: BacktestResult) -> Shared:

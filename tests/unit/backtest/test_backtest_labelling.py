@@ -11,7 +11,7 @@ import pytest
 
 from pipeline import Backtest
 from pipeline.backtest import Decisions, Learning, delayed_truth, frame_tables, replay
-from pipeline.backtest.labels.ground_truth import NEVER, answered_us
+from pipeline.backtest.labels.ground_truth import answered_us
 from pipeline.backtest.labels.schedule import LabelMode
 from pipeline.backtest.report import ReportOptions, build_report
 from pipeline.backtest.runner.model_library import ModelLibrary
@@ -20,8 +20,8 @@ from pipeline.engine.scores.active_models import ActiveModels
 from pipeline.features.xxh3 import transaction_hash
 from pipeline.history.canonical_columns import UnusableSource
 from pipeline.history.files import file_tables
-from pipeline.learning.regimes import LabelRegime
-from pipeline.replay.label_schedule import NEVER_US, LabelSchedule, Truth
+from pipeline.learning.regimes import NEVER_US, LabelRegime
+from pipeline.replay.label_schedule import LabelSchedule, Truth
 from pipeline.settings import Settings
 from schemas.messages import ListChange
 from tests.helpers.backtest_inputs import backtest_of, simulated_days, with_a_champion
@@ -263,8 +263,8 @@ def test_answers_are_joined_to_their_decisions() -> None:
     decisions = pd.DataFrame({"transaction_id": ["t", "t", "u"], "card_id": ["one", "two", "one"]})
     at = pd.to_datetime([7, 5], unit="us", utc=True)
     answers = pd.DataFrame({"transaction_id": ["t", "t"], "card_id": ["two", "two"], "known_at": at})
-    assert answered_us(decisions, answers).tolist() == [NEVER, 5, NEVER]
-    assert answered_us(decisions, answers[:0]).tolist() == [NEVER] * 3
+    assert answered_us(decisions, answers).tolist() == [NEVER_US, 5, NEVER_US]
+    assert answered_us(decisions, answers[:0]).tolist() == [NEVER_US] * 3
 
 
 def test_labels_that_cannot_be_had_are_refused(

@@ -8,13 +8,13 @@ import pandas as pd
 import pytest
 
 from pipeline.backtest.labels.ground_truth import (
-    NEVER,
     GroundTruth,
     ground_truth,
     precision_bounds,
     recall_bounds,
 )
 from pipeline.learning.labels import KNOWN, UNSEEN, StateNumbers, known_value, resolve_numbers, source_rank
+from pipeline.learning.regimes import NEVER_US
 from schemas.codec import timestamp_us
 
 NOON = datetime(2026, 3, 1, 12, tzinfo=UTC)
@@ -55,7 +55,7 @@ def test_the_label_that_holds_is_the_one_that_holds_live(seed: int) -> None:
     assert len(set(found)) == 3
     reported = truth.known_us[~truth.unlabelled].tolist()
     assert reported == [at_us for _, at_us, known, _ in states.values() if KNOWN[known] != "none"]
-    assert (truth.known_us[truth.unlabelled] == NEVER).all()
+    assert (truth.known_us[truth.unlabelled] == NEVER_US).all()
 
 
 def test_a_card_of_its_own_makes_another_transaction() -> None:
@@ -82,7 +82,7 @@ def test_bounds_hold_for_every_way_in_which_the_unlabelled_can_turn_out() -> Non
     known = np.array([0, 1, 2, 2, 1, 0, 0, 0, 2])
     alert = np.array([True, True, True, True, False, False, False, True, False])
     none = np.full(9, "", object)
-    truth = GroundTruth(known == 2, known == 1, none, none, np.full(9, NEVER))
+    truth = GroundTruth(known == 2, known == 1, none, none, np.full(9, NEVER_US))
     unknown = np.flatnonzero(known == 0)
     precisions, recalls = [], []
     for outcome in range(2 ** len(unknown)):
@@ -97,6 +97,6 @@ def test_bounds_hold_for_every_way_in_which_the_unlabelled_can_turn_out() -> Non
 
 def test_bounds_of_nothing_have_no_meaning() -> None:
     none = np.full(2, "", object)
-    truth = GroundTruth(np.zeros(2, bool), np.ones(2, bool), none, none, np.full(2, NEVER))
+    truth = GroundTruth(np.zeros(2, bool), np.ones(2, bool), none, none, np.full(2, NEVER_US))
     assert precision_bounds(truth, np.zeros(2, bool)) == (None,) * 4
     assert recall_bounds(truth, np.ones(2, bool)) == (None,) * 4

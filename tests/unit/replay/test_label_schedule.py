@@ -11,7 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.replay.label_schedule import NEVER_US, DueLabel, LabelSchedule, Truth
+from pipeline.learning.regimes import NEVER_US
+from pipeline.replay.label_schedule import DueLabel, LabelSchedule, Truth
 from pipeline.replay.messages import ENCODER, event_times_us, transaction_messages
 from pipeline.replay.replayer import ReplayOptions
 from pipeline.simulation.simulator import make_profiles, simulate_days
