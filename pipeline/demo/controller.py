@@ -266,7 +266,7 @@ class Controller:
         self._view.stage("warming up: waiting until everything sent so far is decided")
         self._await_decided(0)
         self._begin_learning()
-        self._view.stage("warming up: waiting until labels are learned from, in a process of its own")
+        self._view.stage("warming up: waiting for the process that learns")
         while not is_ready(HOST, self._learning.metrics_port) and not self._signals.event.wait(LOOK_S):
             self._check()
         days = f"{self._options.days} simulated days"
