@@ -17,8 +17,10 @@ from pipeline.settings import Settings
 
 STOP_TIMEOUT_S: Final = 10.0
 """Time that a worker has, after SIGTERM, to finish its batch and leave the group."""
+READY_TIMEOUT_S: Final = 1.0
 YIELDING: Final = 10
-"""Niceness of a process for which no alert waits."""
+"""Niceness, beyond this process's own, of one for which no alert waits."""
+LOWEST_PRIORITY: Final = 19
 LOG_TAIL_LINES: Final = 15
 
 
@@ -98,8 +100,10 @@ def running_command(settings: Settings, log_dir: Path, name: str, *command: str)
     No alert waits for it: it yields processors to the workers that decide.
     """
     process = start_command(settings.model_copy(update={"instance": name}), log_dir, *command)
-    os.setpriority(os.PRIO_PROCESS, process.process.pid, YIELDING)
     try:
+        # Relative to this process: a run that is itself nice may not raise anybody.
+        niceness = min(os.getpriority(os.PRIO_PROCESS, 0) + YIELDING, LOWEST_PRIORITY)
+        os.setpriority(os.PRIO_PROCESS, process.process.pid, niceness)
         yield process
     finally:
         stop_workers([process])
@@ -107,7 +111,7 @@ def running_command(settings: Settings, log_dir: Path, name: str, *command: str)
 
 def is_ready(host: str, port: int) -> bool:
     """Ask a worker's ``/readyz`` whether all its agents work."""
-    connection = HTTPConnection(host, port, timeout=STOP_TIMEOUT_S)
+    connection = HTTPConnection(host, port, timeout=READY_TIMEOUT_S)
     try:
         connection.request("GET", "/readyz")
         return connection.getresponse().status == HTTPStatus.OK
