@@ -115,11 +115,12 @@ class UnknownAgent(ValueError):
 
 
 AGENTS: Final = {spec.name: spec for spec in (LABEL, CARD, SCORE, FEEDBACK, LEARN)}
-DECIDING: Final = ",".join(name for name, spec in AGENTS.items() if spec.latency_critical)
-LEARNING: Final = ",".join(name for name, spec in AGENTS.items() if not spec.latency_critical)
-"""Agents of a worker that only decides, and of one that only learns, as `Settings.agents` names them.
+LEARNING: Final = ",".join((FEEDBACK.name, LEARN.name))
+DECIDING: Final = ",".join(name for name in AGENTS if name not in LEARNING.split(","))
+"""Agents of a worker that only learns, and of one that only decides, as `Settings.agents` names them.
 
-In one process they share one interpreter lock: while it works on labels, transactions wait.
+In one process they share one interpreter lock: while it learns, transactions wait. Features of cards and merchants
+need labels soon, so that these are accepted where decisions are made.
 """
 
 
