@@ -116,7 +116,7 @@ class UnknownAgent(ValueError):
 
 AGENTS: Final = {spec.name: spec for spec in (LABEL, CARD, SCORE, FEEDBACK, LEARN)}
 LEARNING: Final = ",".join((FEEDBACK.name, LEARN.name))
-DECIDING: Final = ",".join(name for name in AGENTS if name not in LEARNING.split(","))
+DECIDING: Final = ",".join(spec.name for spec in AGENTS.values() if spec not in (FEEDBACK, LEARN))
 """Agents of a worker that only learns, and of one that only decides, as `Settings.agents` names them.
 
 In one process they share one interpreter lock: while it learns, transactions wait. Features of cards and merchants

@@ -67,12 +67,13 @@ def command(*, sample: Path | None, mapping: Path | None, publish: Path | None) 
     if sample is None:
         return
     given = None if mapping is None else mapping_of(mapping)
+    is_table = sample.name.lower().endswith(TABLES)
     try:
-        if sample.name.lower().endswith(TABLES):
-            records, is_table = next(file_records(sample, column_names(sample), MAX_RECORDS), []), True
+        if is_table:
+            records = next(file_records(sample, column_names(sample), MAX_RECORDS), [])
         else:
             with click.open_file(str(sample), "rb") as file:
-                records, is_table = read_sample(file.read(MAX_SAMPLE_BYTES + 1)), False
+                records = read_sample(file.read(MAX_SAMPLE_BYTES + 1))
     except UnusableSample as error:
         raise UnusableSample(f"{printable(str(sample))}: {error.message}") from error
     if given is not None:

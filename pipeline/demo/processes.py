@@ -19,8 +19,7 @@ STOP_TIMEOUT_S: Final = 10.0
 """Time that a worker has, after SIGTERM, to finish its batch and leave the group."""
 READY_TIMEOUT_S: Final = 1.0
 YIELDING: Final = 10
-"""Niceness, beyond this process's own, of one for which no alert waits."""
-LOWEST_PRIORITY: Final = 19
+"""Niceness, beyond this process's own, of one for which no alert waits; the system keeps to its own limit."""
 LOG_TAIL_LINES: Final = 15
 
 
@@ -102,8 +101,7 @@ def running_command(settings: Settings, log_dir: Path, name: str, *command: str)
     process = start_command(settings.model_copy(update={"instance": name}), log_dir, *command)
     try:
         # Relative to this process: a run that is itself nice may not raise anybody.
-        niceness = min(os.getpriority(os.PRIO_PROCESS, 0) + YIELDING, LOWEST_PRIORITY)
-        os.setpriority(os.PRIO_PROCESS, process.process.pid, niceness)
+        os.setpriority(os.PRIO_PROCESS, process.process.pid, os.getpriority(os.PRIO_PROCESS, 0) + YIELDING)
         yield process
     finally:
         stop_workers([process])

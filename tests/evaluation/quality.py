@@ -9,7 +9,6 @@ import subprocess
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from itertools import islice
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, Final
@@ -95,7 +94,7 @@ def command(file: Path, final: bool, output: Path, parts: tuple[str, ...], only:
     if unknown := set(only) - set(known):
         raise click.UsageError(f"there is no {', '.join(sorted(unknown))}; these are there: {', '.join(known)}")
     try:
-        if not any(table.num_rows for table in islice(file_tables(file, chunk_rows=1), 1)):
+        if not len(next(file_tables(file, chunk_rows=1), ())):
             raise UnusableSource(f"{file} has no rows: give the Handbook's transactions")
     except UnusableSource as error:
         raise click.ClickException(str(error)) from error
