@@ -1,6 +1,7 @@
 """Transactions as messages about them name them, as columns: texts as places in bytes, and whole numbers."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from functools import cache
 from itertools import chain
 from operator import attrgetter
 from typing import Any, Final, NamedTuple
@@ -12,16 +13,13 @@ from numpy.typing import NDArray
 
 from pipeline.engine.encoding.row_columns import CARD, CURRENCY, EVENT_US, ID, MERCHANT, ORIGINAL, TEXTS, TYPE, WHOLES
 from pipeline.engine.records.accept import text_of
-from pipeline.engine.records.columns import EXTRA_TEXTS, identities
+from pipeline.engine.records.columns import identities
 from pipeline.features.catalogue import ACTIVE
 from schemas.messages import Description
 
 _OWN: Final = {"card_id": CARD, "merchant_id": MERCHANT, "currency": CURRENCY, "transaction_type": TYPE}
 """Texts that have a column of their own."""
-_OTHERS: Final = [(name, Description | None, None) for name in EXTRA_TEXTS if name not in ACTIVE.texts]
 _ATTRIBUTES: Final = ("attributes", dict[str, str | float | None] | None, None)
-_decode: Final = msgspec.json.Decoder(msgspec.defstruct("OriginalTexts", _OTHERS)).decode
-_decode_all: Final = msgspec.json.Decoder(msgspec.defstruct("OriginalAttributes", [*_OTHERS, _ATTRIBUTES])).decode
 
 
 class Subjects(NamedTuple):
@@ -60,23 +58,21 @@ class Subjects(NamedTuple):
     def texts(self, column: int) -> list[bytes]:
         """Return the texts of a column."""
         text = self.text
-        return [text[first:end] for first, end in self.spans[column].tolist()]
+        return [text[first:end] for first, end in zip(*self.spans[column].T.tolist(), strict=True)]
 
     def strings(self, column: int) -> list[str]:
         """Return the texts of a column as strings."""
-        return [text.decode() for text in self.texts(column)]
+        if not self.text.isascii():
+            return [text.decode() for text in self.texts(column)]
+        text = self.text.decode()
+        return [text[first:end] for first, end in zip(*self.spans[column].T.tolist(), strict=True)]
 
-    def text_lists(self, names: Iterable[str]) -> dict[str, list[str | None]]:
+    def text_lists(self, names: Collection[str]) -> dict[str, list[str | None]]:
         """Return texts of the contract and of declared attributes by name, None for no value."""
-        found: dict[str, list[str | None]] = {}
-        originals: list[Any] = []
-        for name in names:
-            if name in _OWN:
-                found[name] = [*self.strings(_OWN[name])]
-                continue
-            if not originals:
-                decode = _decode if {*names}.isdisjoint(ACTIVE.texts) else _decode_all
-                originals = [*map(decode, self.texts(ORIGINAL))]
+        found: dict[str, list[str | None]] = {name: [*self.strings(_OWN[name])] for name in names if name in _OWN}
+        others = tuple(name for name in names if name not in _OWN)
+        originals = _decoder(others)(b"[%b]" % b",".join(self.texts(ORIGINAL))) if others else []
+        for name in others:
             if name in ACTIVE.texts:
                 values = ((original.attributes or {}).get(name) for original in originals)
                 found[name] = [value if isinstance(value, str) else None for value in values]
@@ -92,3 +88,11 @@ class Subjects(NamedTuple):
     def identities(self) -> NDArray[np.uint64]:
         """Return the `transaction_hash` of each row; shape (n,)."""
         return identities(*(pa.array(self.texts(column), pa.binary()) for column in (CARD, ID)))
+
+
+@cache
+def _decoder(names: tuple[str, ...]) -> Callable[[bytes], list[Any]]:
+    """Return a decoder of an array of producers' messages, which takes nothing but some texts from each."""
+    fields: list[Any] = [(name, Description | None, None) for name in names if name not in ACTIVE.texts]
+    struct = msgspec.defstruct("Original", [*fields, _ATTRIBUTES] if len(fields) < len(names) else fields, gc=False)
+    return msgspec.json.Decoder(list[struct]).decode  # type: ignore[valid-type]
