@@ -327,6 +327,20 @@ def manifest_payload(change: str, before: str, entries: int) -> bytes:
     return encode_payload(ListManifest(change=change, before=before, entries=entries))
 
 
+def refuse_unknown_lists(read: Iterable[tuple[str, str]], lists: Mapping[str, ListDefinition]) -> None:
+    """Raise `ModelError` where rules read a list that there is not, or look for another field there.
+
+    Args:
+        read: Names of the lists that rules read, each with the field that they look for there.
+        lists: The lists that there are, by name.
+    """
+    for name, field in sorted(read):
+        if name not in lists:
+            raise ModelError(f"rules read the list {name!r}, which there is not: make it with `lists add` first")
+        if lists[name].field != field:
+            raise ModelError(f"rules look for {field} in list {name!r}, which is of {lists[name].field}")
+
+
 def check_definition(definition: ListDefinition) -> None:
     """Raise `ModelError` for a list that cannot be."""
     if not re.fullmatch(LIST_NAME, definition.name):

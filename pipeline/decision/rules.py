@@ -18,7 +18,7 @@ from pipeline.expressions.trees import (
     ValueKind,
     check_tree,
     fields_in,
-    lists_in,
+    list_fields_in,
     text_of,
 )
 from pipeline.features.catalogue import ACTIVE, ATTRIBUTES, FEATURES
@@ -299,9 +299,9 @@ def condition_of(rule: Rule) -> Condition:
         raise ModelError(f"rule {rule.code!r}: {error}") from error
 
 
-def lists_read(rule: Rule) -> set[tuple[str, str]]:
-    """Return the names of the lists that a rule reads, each with the field that it looks for there."""
-    return {(name, field) for _, (_, field), (_, name) in lists_in(condition_of(rule))}
+def lists_read(rules: Iterable[Rule]) -> frozenset[tuple[str, str]]:
+    """Return the names of the lists that rules read, each with the field that they look for there."""
+    return frozenset[tuple[str, str]]().union(*(list_fields_in(condition_of(rule)) for rule in rules))
 
 
 def names_read(payload: bytes) -> set[str]:

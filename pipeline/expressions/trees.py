@@ -152,6 +152,11 @@ def lists_in(tree: Condition) -> frozenset[Node]:
     return frozenset(node for node in _nodes(tree.root) if is_list_test(node))
 
 
+def list_fields_in(tree: Condition) -> frozenset[tuple[str, str]]:
+    """Return the names of the lists that a tree reads, each with the field that it looks for there."""
+    return frozenset((name, field) for _, (_, field), (_, name) in lists_in(tree))
+
+
 def is_list_test(node: Node) -> bool:
     """Return whether a node asks if a field is in a list."""
     return bool(node[0] == "in" and node[2][0] == "list")

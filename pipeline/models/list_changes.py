@@ -230,7 +230,7 @@ class ListChanges:
         """Return the rules that read a list."""
         self.contents.definition(name)
         return [
-            rule for rule in self._published.model_set.rules.rules if name in {read for read, _ in lists_read(rule)}
+            rule for rule in self._published.model_set.rules.rules if name in {read for read, _ in lists_read([rule])}
         ]
 
     def _proposals(self) -> Iterator[Assessment]:

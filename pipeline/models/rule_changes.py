@@ -8,6 +8,7 @@ from typing import Final, NamedTuple, Self
 from msgspec import to_builtins
 from msgspec.structs import replace
 
+from pipeline.decision.lists import refuse_unknown_lists
 from pipeline.decision.rules import (
     RULES,
     Rule,
@@ -278,15 +279,8 @@ class RuleChanges:
                 f"rules read {', '.join(missing[:5])}, which the cluster's active declaration of features lacks: "
                 "publish one with it first (fraud-pipeline features publish)"
             )
-        if reads := {pair for rule in after.rules for pair in lists_read(rule)}:
-            lists = self._lists()
-            for name, field in sorted(reads):
-                if name not in lists:
-                    raise ModelError(
-                        f"rules read the list {name!r}, which there is not: make it with `lists add` first"
-                    )
-                if lists[name].field != field:
-                    raise ModelError(f"rules look for {field} in list {name!r}, which is of {lists[name].field}")
+        if named := lists_read(after.rules):
+            refuse_unknown_lists(named, self._lists())
         refuse_dropped(after.rules, self._settings)
 
 

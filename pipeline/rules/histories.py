@@ -19,7 +19,7 @@ from pipeline.backtest.input.acceptance import Acceptance
 from pipeline.backtest.labels.final_labels import FinalLabels
 from pipeline.backtest.runner.input_quality import refused_text
 from pipeline.backtest.runner.model_library import ModelLibrary
-from pipeline.decision.lists import NO_LISTS
+from pipeline.decision.lists import NO_LISTS, refuse_unknown_lists
 from pipeline.decision.rule_program import CodedTexts, Texts
 from pipeline.decision.rules import COLUMNS, reader
 from pipeline.engine.records.columns import digest_keys, name_keys
@@ -84,8 +84,9 @@ def read_history(
         RegistryError: A file has no scores, and the registry has no active model that gives them.
     """
     path = Path(history)
-    leaks = counted.lists and (lists_of_today or path.is_file())
+    leaks = bool(counted.lists) and (lists_of_today or path.is_file())
     versions = ModelLibrary(settings, cluster() if counted.lists else None).list_history
+    refuse_unknown_lists(counted.lists, versions.numbered(-1).definitions if counted.lists else {})
     lists = _Lists(versions, of_today=leaks or not counted.lists)
     if history == TOPICS:
         with tempfile.TemporaryDirectory() as directory:

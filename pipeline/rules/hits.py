@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from pipeline.decision.rule_program import Read
 from pipeline.decision.rules import SCORES, TEXTS
-from pipeline.expressions.trees import Condition, fields_in, lists_in
+from pipeline.expressions.trees import Condition, fields_in, list_fields_in
 from schemas.times import US_PER_DAY
 
 
@@ -61,8 +61,8 @@ class Counted(ABC):
         names = frozenset().union(*map(fields_in, conditions))
         self.texts, self.scores = sorted(names & TEXTS), sorted(names & {*SCORES})
         self.features = sorted(names - TEXTS - {*SCORES})
-        self.lists = any(map(lists_in, conditions))
-        """True if the rules look something up in a list."""
+        self.lists = frozenset[tuple[str, str]]().union(*map(list_fields_in, conditions))
+        """Names of the lists that the rules read, each with the field that they look for there."""
         self._days: dict[tuple[int, int], NDArray[np.int64]] = {}
         """Counts by kernel and day."""
         self._computed: set[tuple[int, str]] = set()

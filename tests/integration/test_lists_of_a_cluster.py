@@ -30,6 +30,7 @@ from pipeline.models.publish import ControlWriter
 from pipeline.models.suppressions import keep_caps
 from pipeline.protection.signing import Signer
 from pipeline.protection.tokens import CARD_ID, TokenKeys
+from pipeline.scoring.errors import ModelError
 from pipeline.scoring.river_factory import first_river
 from schemas.messages import Alert, Decision, ListChange
 from schemas.records import Output
@@ -336,6 +337,9 @@ def test_an_export_beside_its_cluster_is_decided_as_its_topics_are(
     alone, _ = decided(tmp_path / "out", models={"active": ActiveModels(small_model(), first_river(), policy(0.999))})
     assert not alone["rule_hits"].map(len).any()
     assert says == ["then", "then", "today", "then", "then", "none"]
+    (tmp_path / "rules" / "more.sql").write_text("-- code: no\n-- owner: d\n-- reason: No.\ncountry in list('none')\n")
+    with pytest.raises(ModelError, match="'none', which there is not: make it with `lists add`"):
+        decided(tmp_path / "out", bootstrap=cluster.bootstrap, rules=tmp_path / "rules")
 
 
 def test_a_rule_is_tested_by_the_lists_of_each_decision(cluster: Cluster, start: Starter, tmp_path: Path) -> None:
@@ -365,6 +369,9 @@ def test_a_rule_is_tested_by_the_lists_of_each_decision(cluster: Cluster, start:
     leaks = "what was listed since then leaks into these figures"
     assert leaks in shown
     assert leaks not in cluster.command("rules", "report", "--on", "topics", code=0).output
+    (unknown := tmp_path / "no.sql").write_text("-- code: no\n-- owner: d\n-- reason: No.\ncountry in list('none')\n")
+    refused = cluster.command("rules", "test", str(unknown), "--on", "topics", code=1).output
+    assert "'none', which there is not: make it with `lists add`" in refused
     with_a_champion(cluster.settings.data_dir)
     simulated_days(20).to_parquet(file := tmp_path / "file.parquet")
     assert leaks in cluster.command("rules", "report", "--on", str(file), code=0).output

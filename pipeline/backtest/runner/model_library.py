@@ -5,8 +5,9 @@ from contextlib import suppress
 from functools import cached_property, partial
 from typing import Final, TypeVar
 
+from pipeline.decision.lists import refuse_unknown_lists
 from pipeline.decision.policy import Policy
-from pipeline.decision.rules import NO_RULES, RULES, RuleSet
+from pipeline.decision.rules import NO_RULES, RULES, RuleSet, lists_read
 from pipeline.engine.cards.card_options import CardOptions
 from pipeline.engine.scores.active_models import ActiveModels, ModelSet
 from pipeline.kafka.cluster.admin import reached
@@ -109,8 +110,14 @@ class ModelLibrary:
         )
 
     def rules(self) -> RuleSet:
-        """Return the rules that were given, or else the active ones of the cluster."""
+        """Return the rules that were given, or else the active ones of the cluster.
+
+        Raises:
+            ModelError: They read a list that the cluster does not have.
+        """
         if self._given_rules is not None:
+            if read := lists_read(self._given_rules.rules):
+                refuse_unknown_lists(read, self.list_history.numbered(-1).definitions)
             return self._given_rules
         return NO_RULES if self._cluster is None else self._cluster.model_set.rules
 

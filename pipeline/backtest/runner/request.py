@@ -180,7 +180,7 @@ class Request:
         """Return the rules of a directory's files, as if each was active."""
         rules = usable_rules(read_directory(directory), self.settings)
         refuse_dropped(rules, self.settings)
-        if self.cluster is None and (read := sorted({name for rule in rules for name, _ in lists_read(rule)})):
+        if self.cluster is None and (read := sorted({name for name, _ in lists_read(rules)})):
             raise ValueError(f"rules read the lists {', '.join(read)}, which a cluster has: name it with --bootstrap")
         return RuleSet(msgspec.structs.replace(rule, state="active") for rule in rules)
 
