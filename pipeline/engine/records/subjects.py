@@ -1,7 +1,6 @@
 """Transactions as messages about them name them, as columns: texts as places in bytes, and whole numbers."""
 
-from collections.abc import Callable, Collection, Mapping, Sequence
-from functools import cache
+from collections.abc import Collection, Mapping, Sequence
 from itertools import chain
 from operator import attrgetter
 from typing import Any, Final, NamedTuple
@@ -13,13 +12,18 @@ from numpy.typing import NDArray
 
 from pipeline.engine.encoding.row_columns import CARD, CURRENCY, EVENT_US, ID, MERCHANT, ORIGINAL, TEXTS, TYPE, WHOLES
 from pipeline.engine.records.accept import text_of
-from pipeline.engine.records.columns import identities
+from pipeline.engine.records.columns import EXTRA_TEXTS, identities
 from pipeline.features.catalogue import ACTIVE
 from schemas.messages import Description
 
 _OWN: Final = {"card_id": CARD, "merchant_id": MERCHANT, "currency": CURRENCY, "transaction_type": TYPE}
 """Texts that have a column of their own."""
+_OTHERS: Final = [(name, Description | None, None) for name in EXTRA_TEXTS if name not in ACTIVE.texts]
 _ATTRIBUTES: Final = ("attributes", dict[str, str | float | None] | None, None)
+_Original: Final[Any] = msgspec.defstruct("Original", _OTHERS, gc=False)
+_Declared: Final[Any] = msgspec.defstruct("Declared", [*_OTHERS, _ATTRIBUTES], gc=False)
+_decode: Final = msgspec.json.Decoder(list[_Original]).decode
+_decode_declared: Final = msgspec.json.Decoder(list[_Declared]).decode
 
 
 class Subjects(NamedTuple):
@@ -70,8 +74,10 @@ class Subjects(NamedTuple):
     def text_lists(self, names: Collection[str]) -> dict[str, list[str | None]]:
         """Return texts of the contract and of declared attributes by name, None for no value."""
         found: dict[str, list[str | None]] = {name: [*self.strings(_OWN[name])] for name in names if name in _OWN}
-        others = tuple(name for name in names if name not in _OWN)
-        originals = _decoder(others)(b"[%b]" % b",".join(self.texts(ORIGINAL))) if others else []
+        originals: list[Any] = []
+        if others := [name for name in names if name not in _OWN]:
+            decode = _decode if {*ACTIVE.texts}.isdisjoint(others) else _decode_declared
+            originals = decode(b"[%b]" % b",".join(self.texts(ORIGINAL)))
         for name in others:
             if name in ACTIVE.texts:
                 values = ((original.attributes or {}).get(name) for original in originals)
@@ -88,11 +94,3 @@ class Subjects(NamedTuple):
     def identities(self) -> NDArray[np.uint64]:
         """Return the `transaction_hash` of each row; shape (n,)."""
         return identities(*(pa.array(self.texts(column), pa.binary()) for column in (CARD, ID)))
-
-
-@cache
-def _decoder(names: tuple[str, ...]) -> Callable[[bytes], list[Any]]:
-    """Return a decoder of an array of producers' messages, which takes nothing but some texts from each."""
-    fields: list[Any] = [(name, Description | None, None) for name in names if name not in ACTIVE.texts]
-    struct = msgspec.defstruct("Original", [*fields, _ATTRIBUTES] if len(fields) < len(names) else fields, gc=False)
-    return msgspec.json.Decoder(list[struct]).decode  # type: ignore[valid-type]
