@@ -30,6 +30,15 @@ def time_text(time_us: int) -> str:
     return time_of(time_us).isoformat(timespec="seconds").replace("+00:00", "Z")
 
 
+def moment(time_us: int) -> str:
+    """Return the time of microseconds since 1970 as people write it, in UTC, to the second.
+
+    >>> moment(1_000_000)
+    '1970-01-01 00:00:01'
+    """
+    return f"{time_of(time_us):%Y-%m-%d %H:%M:%S}"
+
+
 def utc_text(moment: datetime) -> str:
     """Return an aware time in UTC, to the second.
 

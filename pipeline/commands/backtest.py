@@ -16,7 +16,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.backtest.api import Backtest
-from pipeline.backtest.input.span import moment
 from pipeline.backtest.input.spill import blocks
 from pipeline.backtest.report import ReportOptions, build_report
 from pipeline.backtest.report.wording import moment as written
@@ -33,6 +32,7 @@ from pipeline.commands.outputs import refuse_unwritable, spreadsheet_safe, write
 from pipeline.commands.progress import ProgressBar, interrupts
 from pipeline.observability.terminal import printable
 from pipeline.settings import Settings
+from schemas.times import moment
 
 _SHOWN = 10
 """Differences from live that the terminal shows; all of them go to the file."""

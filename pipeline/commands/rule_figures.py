@@ -4,10 +4,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING
 
-from pipeline.backtest.input.span import moment
 from pipeline.models.list_log import LEAKS
 from pipeline.observability.terminal import printable
-from schemas.times import US_PER_DAY
+from schemas.times import US_PER_DAY, moment
 
 if TYPE_CHECKING:
     from pipeline.backtest.metrics.bootstrap import Estimate

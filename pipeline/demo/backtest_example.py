@@ -11,7 +11,7 @@ from typing import Final, TextIO
 import pandas as pd
 
 from pipeline.backtest.api import Backtest
-from pipeline.backtest.input.span import RangeError, moment
+from pipeline.backtest.input.span import RangeError
 from pipeline.backtest.report import ReportOptions, build_report
 from pipeline.backtest.runner.arguments import TimeRange
 from pipeline.backtest.runner.statistics import BacktestProgress
@@ -29,6 +29,7 @@ from pipeline.observability.error_text import explained
 from pipeline.replay.replayer import Replay, ReplayOptions, ReplayProgress
 from pipeline.settings import Settings
 from pipeline.training.registered import register
+from schemas.times import moment
 
 OLDER: Final = "older"
 NEWER: Final = "newer"

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from pipeline.engine.records.columns import Transactions
 from schemas.codec import timestamp_us
-from schemas.times import US_PER_MS, time_of
+from schemas.times import US_PER_MS
 
 EARLIEST_US: Final = -(2**61)
 LATEST_US: Final = 2**61
@@ -101,11 +101,6 @@ class SeenTimes:
             self.last_us = max(self.last_us, int(rows.event_time_us.max()))
         inside = (rows.event_time_us >= span.warm_up_from_us) & (rows.event_time_us < span.to_us)
         return rows if inside.all() else rows.take(inside)
-
-
-def moment(time_us: int) -> str:
-    """A time as a person writes it, in UTC."""
-    return f"{time_of(time_us):%Y-%m-%d %H:%M:%S}"
 
 
 def time_us(at: datetime | None, otherwise: int) -> int:

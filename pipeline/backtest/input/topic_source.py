@@ -16,7 +16,6 @@ from pipeline.backtest.input.span import (
     ArrivalRange,
     RangeError,
     Span,
-    moment,
 )
 from pipeline.engine.records.accept import accept_labels
 from pipeline.engine.records.columns import Labels, Reject, Transactions
@@ -29,7 +28,7 @@ from pipeline.kafka.readers.replay_reader import RangeReader, RecordColumns
 from pipeline.kafka.readers.topic_reader import QUEUE_OF_BLOCKS, READ_BATCH
 from pipeline.settings import Settings
 from schemas.records import Record
-from schemas.times import US_PER_MS
+from schemas.times import US_PER_MS, moment
 from schemas.topics import TRANSACTIONS, Topic, topic_of_labels
 
 

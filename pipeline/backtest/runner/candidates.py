@@ -5,7 +5,6 @@ from typing import Final
 
 from pipeline.backtest.engine.online import Learning
 from pipeline.backtest.input.order import Order
-from pipeline.backtest.input.span import moment
 from pipeline.backtest.labels.schedule import LabelMode
 from pipeline.backtest.runner.model_library import ACTIVE, ModelLibrary
 from pipeline.backtest.runner.replay import Candidate
@@ -23,7 +22,7 @@ from pipeline.learning.trained_labels import warning_of_labels
 from pipeline.models.list_log import ListTime
 from pipeline.scoring.prequential import Prequential
 from pipeline.training.fit import Trained
-from schemas.times import US_PER_DAY
+from schemas.times import US_PER_DAY, moment
 
 MOST_EXAMPLES: Final = 1_000_000
 """The newest examples by which models are compared before they learn; 40 MB."""

@@ -8,7 +8,7 @@ from typing import Final
 from pipeline.backtest.input.acceptance import all_refused
 from pipeline.backtest.input.file_source import FileSource
 from pipeline.backtest.input.order import Order
-from pipeline.backtest.input.span import EARLIEST_US, LATEST_US, Span, moment
+from pipeline.backtest.input.span import EARLIEST_US, LATEST_US, Span
 from pipeline.backtest.labels.schedule import LabelMode
 from pipeline.backtest.runner.input_quality import refusal
 from pipeline.backtest.runner.input_quality import warnings as warnings_of_input
@@ -21,7 +21,7 @@ from pipeline.decision.reason_texts import count
 from pipeline.features.catalogue import REACH_US
 from pipeline.history.mapped_files import FileMapping, refusal_text
 from pipeline.models.list_log import LEAKS, ListTime
-from schemas.times import US_PER_DAY, time_text
+from schemas.times import US_PER_DAY, moment, time_text
 from schemas.topics import DECISION_FEATURES, DECISIONS, PROFILED, PROGRESS
 
 _REFUSED: Final = refusal("transaction", "")

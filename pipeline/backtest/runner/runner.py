@@ -7,7 +7,7 @@ from pipeline.backtest.input.acceptance import all_refused, first_reasons
 from pipeline.backtest.input.file_source import FileSource
 from pipeline.backtest.input.label_book import LabelBook
 from pipeline.backtest.input.order import Order, in_order
-from pipeline.backtest.input.span import EARLIEST_US, RangeError, SeenTimes, Span, moment
+from pipeline.backtest.input.span import EARLIEST_US, RangeError, SeenTimes, Span
 from pipeline.backtest.labels.final_labels import bearing_truth
 from pipeline.backtest.labels.schedule import LabelMode, ScheduledLabels
 from pipeline.backtest.runner.candidates import candidates_of, policy_to_train, warnings_of_labels, warnings_of_policies
@@ -27,6 +27,7 @@ from pipeline.backtest.training.variants import Training, known_by, read_rows
 from pipeline.engine.records.columns import Reject
 from pipeline.engine.scores.decisions import Decisions
 from pipeline.models.registry import Registry
+from schemas.times import moment
 
 
 def decide_range(

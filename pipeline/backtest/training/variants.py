@@ -11,7 +11,7 @@ from msgspec import Meta
 
 from pipeline.backtest.engine.column_kernels import Engine, Profiled
 from pipeline.backtest.input.order import Chunk
-from pipeline.backtest.input.span import EARLIEST_US, RangeError, moment, time_us
+from pipeline.backtest.input.span import EARLIEST_US, RangeError, time_us
 from pipeline.backtest.training.rows import TrainingPeriod, TrainingRows
 from pipeline.decision.policy import Policy
 from pipeline.engine.cards.card_options import CardOptions
@@ -23,7 +23,7 @@ from pipeline.training.fit import DEFAULT_BUDGET, Trained, TrainingConfig, train
 from pipeline.training.registered import register
 from pipeline.training.selection import select_features
 from schemas.limits import Limited
-from schemas.times import US_PER_DAY, US_PER_SECOND
+from schemas.times import US_PER_DAY, US_PER_SECOND, moment
 
 
 class VariantTraining(NamedTuple):
