@@ -16,6 +16,7 @@ from pipeline.backtest.report.wording import (
     idle_rules_sentence,
     moment,
     number,
+    overruled_sentence,
     pacing_sentence,
     partial_sentence,
     percent,
@@ -97,7 +98,7 @@ def _print_variant(console: Console, variant: VariantContent, content: ReportCon
         )
     if variant.paced is not None:
         console.print(Text(pacing_sentence(variant.paced)))
-    for text in (trainings_sentence(variant), idle_rules_sentence(variant)):
+    for text in (trainings_sentence(variant), idle_rules_sentence(variant), overruled_sentence(variant)):
         if text:
             console.print(Text(text))
     if variant.reviewed is not None:

@@ -22,6 +22,8 @@ MOVED: Final = 0.25
 """Above this as moved."""
 _KEPT: Final = 0.1
 """Share of a budget by which what is raised may differ from it."""
+_MOST_OVERRULED: Final = 5
+"""Suppressions and lists that the summary names."""
 
 
 def number(value: float | None, decimals: int = 0) -> str:
@@ -220,3 +222,13 @@ def idle_rules_sentence(variant: VariantContent) -> str:
     """Name the active rules that find no fraud which nothing else finds; empty where there is none."""
     codes = [rule.code for rule in variant.rules if rule.earns_nothing]
     return f"Rules that find no fraud that nothing else finds: {', '.join(codes)}." if codes else ""
+
+
+def overruled_sentence(variant: VariantContent) -> str:
+    """Say what suppressions and lists have overruled, by the money that was missed; empty where nothing was."""
+    most = [
+        f"{each.name} {number(each.hits)} hits, {number(each.frauds)} frauds missed of {number(each.fraud_amount, 2)}"
+        for each in variant.overruled[:_MOST_OVERRULED]
+    ]
+    others = len(variant.overruled) - len(most)
+    return f"Overruled by {'; '.join(most)}{f'; by {others} more' if others else ''}." if most else ""

@@ -92,5 +92,8 @@ def test_frauds_are_missed_where_what_was_overruled_got_no_alert_otherwise() -> 
         assert each["fraud_amount"] == pytest.approx(amount[missed].sum())
     assert sorted(each["name"] for each in found) == sorted(names)
     assert found == sorted(found, key=lambda each: -each["fraud_amount"])
+    first = found[0]
+    costs = f"{first['hits']} hits, {first['frauds']} frauds missed of {first['fraud_amount']:,.2f}; "
+    assert f"Overruled by {first['name']} {costs}" in report.text.replace("\n", " ")
     table = report.html.partition('<section id="overruled"')[2].partition("</section>")[0]
     assert [f'<th scope="row" class="text">{each["name"]}</th>' in table for each in found] == [True] * 3
