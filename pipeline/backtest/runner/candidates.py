@@ -71,13 +71,14 @@ def candidates_of(
             if alert_threshold.threshold is not None:
                 under = under.replace(threshold=alert_threshold.threshold)
             models = (active if under is active.policy else active.under(under)).dated(lists)
-            described = parameters[name] | ({} if alert_threshold.budget is None else {BUDGET: alert_threshold.budget})
-            described |= (
-                {} if alert_threshold.pace is None else {"paced at alerts a day": alert_threshold.pace.alerts_per_day}
-            )
-            critical = None if alert_threshold.pace is None else alert_threshold.pace.critical
-            described |= {} if critical is None else {"critical from": critical}
-            described |= {} if request.online.blend is None else {"blend": request.online.blend}
+            pace = alert_threshold.pace
+            asked: dict[str, Parameter | None] = {
+                BUDGET: alert_threshold.budget,
+                "paced at alerts a day": None if pace is None else pace.alerts_per_day,
+                "critical from": None if pace is None else pace.critical,
+                "blend": request.online.blend,
+            }
+            described = parameters[name] | {key: value for key, value in asked.items() if value is not None}
             trained_as, every = schedules.get(name, (None, None))
             renewed = None
             if trained_as is not None and every is not None:
