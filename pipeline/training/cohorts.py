@@ -110,8 +110,7 @@ def split_cohorts(
         event_time_us: Microseconds since 1970, shape (n,).
         label_delay_us: Time from a transaction to its label; a target is only what had its label by then.
         validation_us: Length of the last targets, which check; the ones before train.
-        train_from_us: First target. Default: the begin of the history without its first ``label_delay_us``, if that
-            leaves as much to train on: no label could be known there, which is true of no later day.
+        train_from_us: First target. Default: the begin of the history.
         known_before_us: The time. Default: when the history ends.
 
     Raises:
@@ -123,9 +122,7 @@ def split_cohorts(
     until = (last if known_before_us is None else known_before_us) - label_delay_us
     # By default the history's own end: its last transaction, once its label could be known, is a target too.
     check_from = until - validation_us
-    start = train_from_us
-    if start is None:
-        start = first + label_delay_us if first + 2 * label_delay_us <= check_from else first
+    start = first if train_from_us is None else train_from_us
     training = np.flatnonzero((event_time_us >= start) & (event_time_us < check_from))
     validation = np.flatnonzero((event_time_us >= check_from) & (event_time_us <= until))
     young = np.flatnonzero((event_time_us > until) & (event_time_us <= until + label_delay_us))

@@ -39,8 +39,7 @@ TOP: Final = 100
 """Cases a day."""
 FOLDS: Final = (("2018-05-27", "2018-06-17"), ("2018-06-17", "2018-07-08"))
 FINAL: Final = (("2018-07-08", "2018-08-15"),)
-TRAIN_FROM: Final = "2018-04-08"
-"""No label could be known in the days before."""
+TRAIN_FROM: Final = "2018-04-01"
 VALIDATION_DAYS: Final = 7.0
 REPLICATES: Final = 4_000
 WITH_RIVER: Final = ", with River"

@@ -31,8 +31,6 @@ SEEDS: Final = (1, 2, 3, 4, 5)
 FILE: Final = "file"
 DEFAULT: Final = "default"
 MEASURES: Final = ("average_precision", "frauds", "money")
-_WARM_UP_DAYS: Final = 7
-"""Days of a world in which no label could be known."""
 _GROUPS: Final = 10
 """Groups of alerts by score, of equal size."""
 _DRAWS: Final = 1_000
@@ -89,7 +87,7 @@ def history_of_world(frame: pd.DataFrame) -> History:
     with tempfile.TemporaryDirectory() as directory:
         frame.to_parquet(path := Path(directory, "transactions.parquet"))
         data = Data(path)
-    return History(data, FRAUDS, begin_of(data) + timedelta(days=_WARM_UP_DAYS))
+    return History(data, FRAUDS, begin_of(data))
 
 
 def begin_of(data: Data) -> datetime:
@@ -108,7 +106,7 @@ def of_frame(frame: pd.DataFrame) -> Found:
     history = history_of_world(frame)
     data, (start, end) = history.data, scored_days(history.data)
     model, threshold = history.version(start)
-    task = Task.of(history, begin_of(data) + timedelta(days=_WARM_UP_DAYS), start, end)
+    task = Task.of(history, begin_of(data), start, end)
     scores = {DEFAULT: history.logit(model, task.scored), **{name: rival(task) for name, rival in RIVALS.items()}}
     score = sigmoid(scores[DEFAULT])
     alert = score >= threshold

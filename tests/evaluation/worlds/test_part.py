@@ -1,6 +1,5 @@
 """The table of a world: figures of cases, features of the comparison, and who is measured when."""
 
-from datetime import timedelta
 from pathlib import Path
 
 import numpy as np
@@ -114,7 +113,7 @@ def test_a_world_and_a_file_have_the_same_table(tmp_path: Path, monkeypatch: pyt
 def test_rivals_that_learn_row_by_row_wait_for_the_labels_and_skip_days(monkeypatch: pytest.MonkeyPatch) -> None:
     history = part.history_of_world(FAMILIES["card testing"].frame(1, Size(300, 400, 63)))
     data, (start, end) = history.data, part.scored_days(history.data)
-    task = rivals.Task.of(history, part.begin_of(data) + timedelta(days=7), start, end)
+    task = rivals.Task.of(history, part.begin_of(data), start, end)
     monkeypatch.setattr(rivals, "_RIVER_SCORES", len(task.scored) // 3 + 1)
     number = {tuple(row): place for place, row in enumerate(task.features[:, : len(HANDBOOK)].tolist())}
     learned: list[int] = []

@@ -42,7 +42,7 @@ from schemas.times import US_PER_DAY
 from tests.helpers.models import edited_text, small_model
 from tests.helpers.served import feature_records, label_records, simulated
 
-HISTORY = simulated(60, cards=300, merchants=600)
+HISTORY = simulated(60, seed=2, cards=400, merchants=800)
 BUDGET = 15.0
 LIMITS = GateLimits(alerts_per_day=BUDGET)
 OPTIONS = CycleOptions(maturity_days=7.0, compare_days=10, validation_days=5.0)
@@ -115,9 +115,10 @@ def test_behind_a_cold_start_a_version_scores_without_the_online_model() -> None
     rows = with_columns(HISTORY.served(cold.model), score=alone)
     made = policy_for(rows, model, cold, LIMITS)
     assert made.blend == FIRST_BLEND
-    week = alone[HISTORY.event_time_us >= NOW_US - 7 * US_PER_DAY]
-    case = case_numbers(*(column[-len(week) :] for column in (rows.card, rows.event_time_us)))
-    assert made.threshold == case_threshold(week, case, 7.0, BUDGET)
+    week = rows.event_time_us >= NOW_US - 7 * US_PER_DAY
+    case = case_numbers(rows.card[week], rows.event_time_us[week])
+    days = (NOW_US - rows.event_time_us[week][0]) / US_PER_DAY
+    assert made.threshold == case_threshold(alone[week], case, days, BUDGET)
     np.testing.assert_array_equal(scorings(rows, cold, model, None).candidate, alone)
 
 
