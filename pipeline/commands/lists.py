@@ -49,6 +49,8 @@ from schemas.topics import ACCEPTED_LABELS, DECISIONS
 T = TypeVar("T")
 _COLUMNS: Final = ("value", "owner", "reason", "expires", "cap")
 _MOST_SHOWN: Final = 100
+_ENDLESS_S: Final = 1e12
+"""Behind all years: who asks for longer is told so too."""
 _name = click.argument("name")
 _tokens = click.option("--tokens", is_flag=True, help="Values of a tokenised field are its tokens already.")
 
@@ -127,7 +129,10 @@ def import_file(name: str, file: Path, replacing: bool, change: ChangeAuthor, at
     except (UnicodeDecodeError, csv.Error) as error:
         raise click.UsageError(f"{file} is no CSV in UTF-8: {error}") from None
     if "value" not in names or not {*_COLUMNS}.issuperset(names) or len({*names}) < len(names):
-        raise click.UsageError(f"{file} needs the column value, and may have {', '.join(_COLUMNS[1:])}, each once")
+        raise click.UsageError(
+            f"{file} needs the column value, and may have {', '.join(_COLUMNS[1:])}, each once; its header is "
+            f"{','.join(names)!r}"
+        )
     if long := next((row for row in rows if None in row), None):
         raise click.UsageError(f"{file}: the row of {long['value']!r} has more cells than the header")
     _add(name, rows, change, at, replacing=replacing, **given)
@@ -247,7 +252,7 @@ def _add(
     (bootstrap, settings), now_us = at(), timestamp_us(datetime.now(UTC))
     expires_us = None if until is None else timestamp_us(until)
     if held_s is not None:
-        expires_us = now_us + round(held_s * US_PER_SECOND)
+        expires_us = now_us + round(min(held_s, _ENDLESS_S) * US_PER_SECOND)
 
     def entry_of(row: dict[str, str], stored: Callable[[str], str]) -> ListEntry:
         try:

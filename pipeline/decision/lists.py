@@ -30,6 +30,8 @@ RULE: Final = "rule"
 MOST_ENTRIES: Final = 1_000_000
 MOST_LISTS: Final = 100
 _NEVER_US: Final = 2**63 - 1
+_MAPPED: Final = ipaddress.IPv6Network("::ffff:0:0/96")
+"""Addresses of IPv4, written as those of IPv6."""
 _MOST_ADDRESSES: Final = 100_000
 """Texts whose networks and prefixes are remembered."""
 
@@ -134,6 +136,8 @@ class _Entries:
             address = ipaddress.ip_address(text)
         except ValueError:
             return [], []
+        if address.version == 6 and address.ipv4_mapped is not None:
+            address = address.ipv4_mapped
         own = [length for length in lengths if length[0] == address.version]
         return own, [int(address) >> (address.max_prefixlen - bits) for _, bits in own]
 
@@ -363,7 +367,10 @@ def normal_value(definition: ListDefinition, value: str) -> str:
             raise ModelError(f"an entry has 1 to 256 characters on one line, not {value!r}")
         return value
     try:
-        return str(ipaddress.ip_network(value, strict=False))
+        network = ipaddress.ip_network(value, strict=False)
+        if isinstance(network, ipaddress.IPv6Network) and network.subnet_of(_MAPPED):
+            network = ipaddress.ip_network((network.network_address.packed[-4:], network.prefixlen - 96))
+        return str(network)
     except ValueError as error:
         raise ModelError(f"{value!r} is no network such as 192.0.2.0/24: {error}") from None
 

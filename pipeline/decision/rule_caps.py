@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable
+from functools import cache
 from typing import Any, Final
 
 import msgspec
@@ -19,6 +20,11 @@ Bound = Callable[[RuleSet, NDArray[np.object_], NDArray[np.bool_]], NDArray[np.o
 """Return n rows' hits, in which rules are stopped, from those that lists leave and which rows the score alerts on."""
 
 
+@cache
+def _key(code: str) -> str:
+    return payload_digest(code.encode())[:8]
+
+
 class _Counts(msgspec.Struct, frozen=True, array_like=True):
     clock: ClockState | None = None
     hour: int = 0
@@ -29,7 +35,8 @@ class _Counts(msgspec.Struct, frozen=True, array_like=True):
 class PartitionCaps:
     """Alerts of each rule in the newest event hour of a partition of ``profiled``.
 
-    They depend on the order of the log and on the rules that decided, and not on how rows are cut into batches.
+    They depend on the order of the log and on the rules that decided, and not on how rows are cut into batches. Where
+    something was decided while a rule raised nothing, it is counted from zero.
 
     Args:
         saved: The ``state`` of before; None: nothing is counted.
@@ -64,20 +71,22 @@ class PartitionCaps:
         """
         alerting = enumerate(rules.evaluated[: rules.alerting])
         caps = {number: rule.max_alerts_per_hour for number, rule in alerting if rule.max_alerts_per_hour}
-        if not caps or not len(hits):
+        counted = {number: _key(rules.code(number)) for number in caps} if len(hits) else {}
+        # Who brings a stopped rule back wants it to alert: it is counted from zero.
+        alerts = Counter({key: self._now.alerts[key] for key in self._now.alerts.keys() & {*counted.values()}})
+        if not counted:
+            self._now = msgspec.structs.replace(self._now, alerts=alerts) if len(hits) else self._now
             return hits
         clock = EventClock()
         clock.state = self._now.clock
         hours = clock.hours(event_time_us).tolist()
         rows = np.flatnonzero(rules.alerts(hits) & ~by_score).tolist()
-        # Most batches have no such row, and a set may have a thousand rules.
-        keys = {number: payload_digest(rules.code(number).encode())[:8] for number in caps} if rows else {}
-        hour, alerts, found = self._now.hour, Counter(self._now.alerts), hits.copy()
+        hour, found = self._now.hour, hits.copy()
         for row in rows:
             if hours[row] != hour:
                 hour, alerts = hours[row], Counter()
-            stopped = {number for number in hits[row] if number in caps and alerts[keys[number]] >= caps[number]}
-            alerts.update(keys[number] for number in hits[row] if number in caps and number not in stopped)
+            stopped = {number for number in hits[row] if number in caps and alerts[counted[number]] >= caps[number]}
+            alerts.update(counted[number] for number in hits[row] if number in caps and number not in stopped)
             found[row] = rules.capped(hits[row], stopped)
         most = sorted(alerts.items(), key=lambda item: (-item[1], item[0]))[:MOST_COUNTED]
         self._now = _Counts(clock.state, hour, dict(most))

@@ -146,7 +146,8 @@ class ListChanges:
 
         Args:
             definition: The list.
-            entries: Entries; one whose value the list has takes its place.
+            entries: Entries; one whose value the list has takes its place. One that changes nothing is left as it is,
+                and so is the count of what it has suppressed.
             author: Who, and why.
             replacing: Remove what the list has besides.
         """
@@ -155,7 +156,8 @@ class ListChanges:
             self._check_new(definition)
         elif known != definition:
             raise ModelError(
-                f"list {known.name!r} is a {known.kind} list of {known.field} ({known.match}): give another name"
+                f"list {known.name!r} is a {known.kind} list of {known.field} ({known.match}): "
+                "leave --kind, --field and --match out to add to it, or give another name"
             )
         entries = [self._checked(definition, entry) for entry in entries]
         given = {entry.value for entry in entries}
@@ -165,6 +167,9 @@ class ListChanges:
         replaced = self.contents.entries_of(known.name) if known is not None and replacing else []
         removed = [(each.list, each.value) for each in replaced if each.value not in given]
         new = [] if known is not None else [definition]
+        entries = [entry for entry in entries if self.contents.entries.get((entry.list, entry.value)) != entry]
+        if not (new or removed or entries):
+            return WrittenChange(self.version, len(self.contents.entries), proposed=False)
         return self._write(ListChange(change="", definitions=new, removed=removed, entries=entries), author)
 
     def remove(
@@ -251,6 +256,9 @@ class ListChanges:
 
     def _checked(self, definition: ListDefinition, entry: ListEntry) -> ListEntry:
         value = normal_value(definition, entry.value)
+        own = self.contents.entries.get((definition.name, value))
+        if own is not None and replace(entry, list=own.list, value=value, added_us=own.added_us) == own:
+            return own
         for name, text in (("owner", entry.owner), ("reason", entry.reason)):
             if not text.strip() or len(text) > LONGEST_SENTENCE or not text.isprintable():
                 raise ModelError(

@@ -58,18 +58,22 @@ class RuleChange(NamedTuple):
 
 
 def differences(before: RuleSet, after: RuleSet) -> list[RuleChange]:
-    """Return in what two sets differ, by code; a version that only moves on to another state is one change."""
+    """Return in what two sets differ, by code; a version that only moves on to another state is one change.
+
+    Of a code, what goes stands before what comes.
+    """
     found = []
     for code in sorted({rule.code for rule in (*before.rules, *after.rules)}):
         old = [rule for rule in before.rules if rule.code == code and rule not in after.rules]
         new = [rule for rule in after.rules if rule.code == code and rule not in before.rules]
+        came = []
         for rule in new:
             same = next((each for each in old if each.meaning == rule.meaning), None)
             replaced = same or next((each for each in old if each.is_current == rule.is_current), None)
             if replaced is not None:
                 old.remove(replaced)
-            found.append(RuleChange(code, replaced, rule))
-        found += [RuleChange(code, rule, None) for rule in old]
+            came.append(RuleChange(code, replaced, rule))
+        found += [*(RuleChange(code, rule, None) for rule in old), *came]
     return found
 
 

@@ -58,12 +58,13 @@ def test_networks_and_prefixes_hold_as_long_as_their_longest_entry() -> None:
             entry("bins", "41", 100), entry("bins", "4111"),
         ],
     )  # fmt: skip
-    addresses = ["192.0.2.1", "192.0.2.7", "192.0.3.1", "2001:db8::1", "no address", "", None]
-    assert held(lists, "nets", addresses, 50) == [1, 1, 0, 1, 0, 0, None]
-    assert held(lists, "nets", addresses, 150) == [0, 1, 0, 1, 0, 0, None]
+    addresses = ["192.0.2.1", "192.0.2.7", "192.0.3.1", "2001:db8::1", "no address", "", None, "::ffff:192.0.2.1"]
+    assert held(lists, "nets", addresses, 50) == [1, 1, 0, 1, 0, 0, None, 1]
+    assert held(lists, "nets", addresses, 150) == [0, 1, 0, 1, 0, 0, None, 0]
     assert held(lists, "bins", ["4111222", "4122", "42", "4"], 50) == [1, 1, 0, 0]
     assert held(lists, "bins", ["4111222", "4122", "42", "4"], 150) == [1, 0, 0, 0]
     assert normal_value(lists.definitions["nets"], "192.0.2.77/24") == "192.0.2.0/24"
+    assert normal_value(lists.definitions["nets"], "::ffff:192.0.2.77/120") == "192.0.2.0/24"
     with pytest.raises(ModelError, match="an entry that is none"):
         lists_of([definition("nets", field="ip", match="cidr")], [entry("nets", "x")])
     for value in ("192.0.2.0/33", "x"):

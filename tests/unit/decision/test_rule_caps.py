@@ -2,6 +2,7 @@
 
 from collections import Counter
 
+import msgspec
 import numpy as np
 import pytest
 
@@ -81,6 +82,28 @@ def test_a_stopped_hit_is_named_as_one_in_shadow_and_raises_nothing() -> None:
     assert RULES.alerts(bounded).tolist() == [True, True, True, False, False]
     assert RULES.named(bounded[3]) == ([], ["few"])
     assert hits[4] == (0,), "the hits of rules themselves are as they were"
+
+
+@pytest.mark.parametrize("others", [(), ("many",)])
+def test_a_rule_that_was_stopped_and_brought_back_is_counted_from_zero(others: tuple[str, ...]) -> None:
+    few = rule("few", "amount > 0", max_alerts_per_hour=3)
+    beside = [rule(code, "amount > 0", max_alerts_per_hour=9) for code in others]
+    active, stopped = RuleSet([few, *beside]), RuleSet([msgspec.structs.replace(few, state="stopped"), *beside])
+    caps, hits = PartitionCaps(), np.empty(5, np.object_)
+    hits[:] = [(active.evaluated.index(few),)] * 5
+
+    def alerts(rules: RuleSet) -> int:
+        bounded = caps.bounded(rules, hits, np.zeros(5, np.bool_), np.full(5, US_PER_HOUR))
+        return int(rules.alerts(bounded).sum())
+
+    assert (alerts(active), alerts(active)) == (3, 0)
+    caps.commit()
+    none = np.empty(1, np.object_)
+    none[:] = [()]
+    for commits, expected in ((False, 0), (True, 3)):
+        caps.bounded(stopped, none, np.zeros(1, np.bool_), np.full(1, US_PER_HOUR))
+        caps.commit() if commits else caps.rollback()
+        assert alerts(active) == expected
 
 
 def test_counts_of_any_number_of_rules_fit_beside_an_offset() -> None:
