@@ -35,6 +35,7 @@ from schemas.times import US_PER_DAY
 from tests.helpers.features import compute_features, history_of
 from tests.helpers.models import matrix, registered, truth
 
+PERIODS = {"label_delay_us": 2 * US_PER_DAY, "validation_us": 7 * US_PER_DAY, "train_from_us": 2 * US_PER_DAY}
 SMALL = TrainingConfig(trees=30, leaves=8, rows_per_leaf=20, threads=1)
 STEADY = msgspec.structs.replace(SMALL, early_stopping_rounds=0)
 
@@ -52,8 +53,7 @@ def synthetic(rows: int = 6_000, days: int = 30) -> TrainingSet:
 
 
 def trained(data: TrainingSet, **arguments: object) -> Trained:
-    periods = {"label_delay_us": 2 * US_PER_DAY, "validation_us": 7 * US_PER_DAY, "train_from_us": 2 * US_PER_DAY}
-    split = split_cohorts(data.event_time_us, **periods)
+    split = split_cohorts(data.event_time_us, **PERIODS)
     return train(data, split, config=SMALL, **{"features": FEATURES, **arguments})  # type: ignore[arg-type]
 
 
@@ -287,7 +287,7 @@ def test_trees_that_tell_nothing_are_refused() -> None:
 
 def test_a_training_keeps_how_its_features_were_distributed_and_uses_no_others() -> None:
     data = synthetic()
-    split = split_cohorts(data.event_time_us, label_delay_us=2 * US_PER_DAY, validation_us=7 * US_PER_DAY)
+    split = split_cohorts(data.event_time_us, **PERIODS)
     whole = trained(data).model
     rows = np.union1d(split.training, split.validation)
     assert whole.distributions == distributions_of(data.features[rows], data.weight[rows])
