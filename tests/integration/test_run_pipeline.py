@@ -23,7 +23,7 @@ from tests.helpers.worker import ROOT
 
 pytestmark = pytest.mark.broker
 
-SMALL = ("run", "--cards", "200", "--merchants", "400", "--history-days", "40", "--day-seconds", "0.5")
+SMALL = ("run", "--cards", "200", "--merchants", "400", "--seed", "1", "--history-days", "40", "--day-seconds", "0.5")
 KEYS = {"transactions", "decisions", "alerts", "dead_letters", "labels", "river_version", "p50_ms", "p99_ms"}
 TRAINING = "training the first LightGBM model"
 STREAMING = "streaming"
