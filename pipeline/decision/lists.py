@@ -7,7 +7,7 @@ time lies before its expiry, whatever a clock shows.
 import hashlib
 import ipaddress
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from itertools import repeat
 from typing import Any, Final, NamedTuple
 
@@ -331,18 +331,19 @@ def manifest_payload(change: str, before: str, entries: int) -> bytes:
     return encode_payload(ListManifest(change=change, before=before, entries=entries))
 
 
-def refuse_unknown_lists(read: Iterable[tuple[str, str]], lists: Mapping[str, ListDefinition]) -> None:
+def refuse_unknown_lists(read: Collection[tuple[str, str]], lists: Callable[[], Mapping[str, ListDefinition]]) -> None:
     """Raise `ModelError` where rules read a list that there is not, or look for another field there.
 
     Args:
         read: Names of the lists that rules read, each with the field that they look for there.
-        lists: The lists that there are, by name.
+        lists: Returns the lists that there are, by name; called where rules read any.
     """
+    there = lists() if read else {}
     for name, field in sorted(read):
-        if name not in lists:
+        if name not in there:
             raise ModelError(f"rules read the list {name!r}, which there is not: make it with `lists add` first")
-        if lists[name].field != field:
-            raise ModelError(f"rules look for {field} in list {name!r}, which is of {lists[name].field}")
+        if there[name].field != field:
+            raise ModelError(f"rules look for {field} in list {name!r}, which is of {there[name].field}")
 
 
 def check_definition(definition: ListDefinition) -> None:

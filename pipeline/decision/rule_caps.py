@@ -71,22 +71,23 @@ class PartitionCaps:
         """
         alerting = enumerate(rules.evaluated[: rules.alerting])
         caps = {number: rule.max_alerts_per_hour for number, rule in alerting if rule.max_alerts_per_hour}
-        counted = {number: _key(rules.code(number)) for number in caps} if len(hits) else {}
-        # Who brings a stopped rule back wants it to alert: it is counted from zero.
-        alerts = Counter({key: self._now.alerts[key] for key in self._now.alerts.keys() & {*counted.values()}})
-        if not counted:
-            self._now = msgspec.structs.replace(self._now, alerts=alerts) if len(hits) else self._now
+        before = self._now.alerts
+        if not len(hits) or not (caps or before):
             return hits
         clock = EventClock()
         clock.state = self._now.clock
         hours = clock.hours(event_time_us).tolist()
         rows = np.flatnonzero(rules.alerts(hits) & ~by_score).tolist()
+        # Most batches have nothing to count, and a set may have a thousand rules.
+        keys = {number: _key(rules.code(number)) for number in caps} if rows or before else {}
+        # Who brings a stopped rule back wants it to alert: it is counted from zero.
+        alerts = Counter({key: before[key] for key in before.keys() & {*keys.values()}})
         hour, found = self._now.hour, hits.copy()
         for row in rows:
             if hours[row] != hour:
                 hour, alerts = hours[row], Counter()
-            stopped = {number for number in hits[row] if number in caps and alerts[counted[number]] >= caps[number]}
-            alerts.update(counted[number] for number in hits[row] if number in caps and number not in stopped)
+            stopped = {number for number in hits[row] if number in caps and alerts[keys[number]] >= caps[number]}
+            alerts.update(keys[number] for number in hits[row] if number in caps and number not in stopped)
             found[row] = rules.capped(hits[row], stopped)
         most = sorted(alerts.items(), key=lambda item: (-item[1], item[0]))[:MOST_COUNTED]
         self._now = _Counts(clock.state, hour, dict(most))

@@ -301,7 +301,7 @@ def condition_of(rule: Rule) -> Condition:
 
 def lists_read(rules: Iterable[Rule]) -> frozenset[tuple[str, str]]:
     """Return the names of the lists that rules read, each with the field that they look for there."""
-    return frozenset[tuple[str, str]]().union(*(list_fields_in(condition_of(rule)) for rule in rules))
+    return list_fields_in(map(condition_of, rules))
 
 
 def names_read(payload: bytes) -> set[str]:

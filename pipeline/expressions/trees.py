@@ -5,7 +5,7 @@ float64. There are no casts: a text never equals a number.
 """
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Final
@@ -152,9 +152,9 @@ def lists_in(tree: Condition) -> frozenset[Node]:
     return frozenset(node for node in _nodes(tree.root) if is_list_test(node))
 
 
-def list_fields_in(tree: Condition) -> frozenset[tuple[str, str]]:
-    """Return the names of the lists that a tree reads, each with the field that it looks for there."""
-    return frozenset((name, field) for _, (_, field), (_, name) in lists_in(tree))
+def list_fields_in(trees: Iterable[Condition]) -> frozenset[tuple[str, str]]:
+    """Return the names of the lists that trees read, each with the field that they look for there."""
+    return frozenset((name, field) for tree in trees for _, (_, field), (_, name) in lists_in(tree))
 
 
 def is_list_test(node: Node) -> bool:

@@ -283,8 +283,7 @@ class RuleChanges:
                 f"rules read {', '.join(missing[:5])}, which the cluster's active declaration of features lacks: "
                 "publish one with it first (fraud-pipeline features publish)"
             )
-        if named := lists_read(after.rules):
-            refuse_unknown_lists(named, self._lists())
+        refuse_unknown_lists(lists_read(after.rules), self._lists)
         refuse_dropped(after.rules, self._settings)
 
 

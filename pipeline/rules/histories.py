@@ -86,7 +86,7 @@ def read_history(
     path = Path(history)
     leaks = bool(counted.lists) and (lists_of_today or path.is_file())
     versions = ModelLibrary(settings, cluster() if counted.lists else None).list_history
-    refuse_unknown_lists(counted.lists, versions.numbered(-1).definitions if counted.lists else {})
+    refuse_unknown_lists(counted.lists, lambda: versions.numbered(-1).definitions)
     lists = _Lists(versions, of_today=leaks or not counted.lists)
     if history == TOPICS:
         with tempfile.TemporaryDirectory() as directory:

@@ -61,7 +61,7 @@ class Counted(ABC):
         names = frozenset().union(*map(fields_in, conditions))
         self.texts, self.scores = sorted(names & TEXTS), sorted(names & {*SCORES})
         self.features = sorted(names - TEXTS - {*SCORES})
-        self.lists = frozenset[tuple[str, str]]().union(*map(list_fields_in, conditions))
+        self.lists = list_fields_in(conditions)
         """Names of the lists that the rules read, each with the field that they look for there."""
         self._days: dict[tuple[int, int], NDArray[np.int64]] = {}
         """Counts by kernel and day."""

@@ -9,14 +9,7 @@ from pipeline.backtest.input.acceptance import Acceptance
 from pipeline.backtest.input.label_book import LabelBook
 from pipeline.backtest.input.merge import LogPart, Numbering
 from pipeline.backtest.input.sources import OpenedHistory, opened_logs
-from pipeline.backtest.input.span import (
-    EARLIEST_US,
-    LATEST_US,
-    ArrivalFilter,
-    ArrivalRange,
-    RangeError,
-    Span,
-)
+from pipeline.backtest.input.span import EARLIEST_US, LATEST_US, ArrivalFilter, ArrivalRange, RangeError, Span
 from pipeline.engine.records.accept import accept_labels
 from pipeline.engine.records.columns import Labels, Reject, Transactions
 from pipeline.features.built_in import LATENESS_US

@@ -116,8 +116,8 @@ class ModelLibrary:
             ModelError: They read a list that the cluster does not have.
         """
         if self._given_rules is not None:
-            if read := lists_read(self._given_rules.rules):
-                refuse_unknown_lists(read, self.list_history.numbered(-1).definitions)
+            read = lists_read(self._given_rules.rules)
+            refuse_unknown_lists(read, lambda: self.list_history.numbered(-1).definitions)
             return self._given_rules
         return NO_RULES if self._cluster is None else self._cluster.model_set.rules
 

@@ -3,7 +3,7 @@
 from collections.abc import Collection, Mapping, Sequence
 from itertools import chain
 from operator import attrgetter
-from typing import Any, Final, NamedTuple
+from typing import Any, AnyStr, Final, NamedTuple
 
 import msgspec
 import numpy as np
@@ -61,15 +61,13 @@ class Subjects(NamedTuple):
 
     def texts(self, column: int) -> list[bytes]:
         """Return the texts of a column."""
-        text = self.text
-        return [text[first:end] for first, end in zip(*self.spans[column].T.tolist(), strict=True)]
+        return _parts(self.text, self.spans[column])
 
     def strings(self, column: int) -> list[str]:
         """Return the texts of a column as strings."""
         if not self.text.isascii():
             return [text.decode() for text in self.texts(column)]
-        text = self.text.decode()
-        return [text[first:end] for first, end in zip(*self.spans[column].T.tolist(), strict=True)]
+        return _parts(self.text.decode(), self.spans[column])
 
     def text_lists(self, names: Collection[str]) -> dict[str, list[str | None]]:
         """Return texts of the contract and of declared attributes by name, None for no value."""
@@ -94,3 +92,8 @@ class Subjects(NamedTuple):
     def identities(self) -> NDArray[np.uint64]:
         """Return the `transaction_hash` of each row; shape (n,)."""
         return identities(*(pa.array(self.texts(column), pa.binary()) for column in (CARD, ID)))
+
+
+def _parts(text: AnyStr, spans: NDArray[np.int64]) -> list[AnyStr]:
+    """Return the parts of a text between places, shape (n, 2)."""
+    return [text[first:end] for first, end in zip(*spans.T.tolist(), strict=True)]

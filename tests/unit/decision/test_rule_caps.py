@@ -102,7 +102,7 @@ def test_a_rule_that_was_stopped_and_brought_back_is_counted_from_zero(others: t
     none[:] = [()]
     for commits, expected in ((False, 0), (True, 3)):
         caps.bounded(stopped, none, np.zeros(1, np.bool_), np.full(1, US_PER_HOUR))
-        caps.commit() if commits else caps.rollback()
+        (caps.commit if commits else caps.rollback)()
         assert alerts(active) == expected
 
 
