@@ -49,6 +49,8 @@ from schemas.topics import ACCEPTED_LABELS, DECISIONS
 T = TypeVar("T")
 _COLUMNS: Final = ("value", "owner", "reason", "expires", "cap")
 _MOST_SHOWN: Final = 100
+_ENDLESS_S: Final = 1e12
+"""Beyond all years that an entry may expire in."""
 _name = click.argument("name")
 _tokens = click.option("--tokens", is_flag=True, help="Values of a tokenised field are its tokens already.")
 
@@ -250,7 +252,7 @@ def _add(
     (bootstrap, settings), now_us = at(), timestamp_us(datetime.now(UTC))
     expires_us = None if until is None else timestamp_us(until)
     if held_s is not None:
-        expires_us = now_us + round(held_s * US_PER_SECOND)
+        expires_us = now_us + round(min(held_s, _ENDLESS_S) * US_PER_SECOND)
 
     def entry_of(row: dict[str, str], stored: Callable[[str], str]) -> ListEntry:
         try:

@@ -7,8 +7,6 @@ from typing import Final
 import click
 
 _UNITS: Final = {"s": 1.0, "m": 60.0, "h": 3_600.0, "d": 86_400.0}
-_ENDLESS_S: Final = 1e15
-"""Beyond all years that a time may have, and small enough to be counted in microseconds."""
 
 
 class Duration(click.ParamType):
@@ -43,7 +41,7 @@ class Duration(click.ParamType):
             seconds = float(number) * unit
         except ValueError:
             self.fail(f"{value!r} is no duration; write 90, 30m, 12h or 7d", param, ctx)
-        if not 0 <= seconds < _ENDLESS_S:
+        if not 0 <= seconds < math.inf:
             self.fail(f"{value!r} is negative or without end; write 90, 30m, 12h or 7d", param, ctx)
         return seconds / self._unit_s
 
