@@ -93,10 +93,10 @@ def test_a_run_of_the_wheel_decides_every_transaction_once_and_ends_by_itself(
     assert {alert.transaction_id for alert in alerts} == alerted
 
     published = [msgspec.json.decode(value, type=ModelVersion) for value in values(kafka_settings, MODELS)]
-    river = [model.version for model in published if model.name == "river"]
+    # How often it learns while the days stream depends on the machine: a busy one may leave it no turn.
+    river = [first_river(None).version, *(model.version for model in published if model.name == "river")]
     assert reported["river_version"] == river[-1]
-    # How often it learns while the days stream depends on the machine.
-    assert {decision.versions.river for decision in decisions} <= {first_river(None).version, *river}
+    assert {decision.versions.river for decision in decisions} <= set(river)
     assert isinstance(reported["p50_ms"], float)
     assert isinstance(reported["p99_ms"], float)
     assert 0 < reported["p50_ms"] <= reported["p99_ms"]
