@@ -125,7 +125,7 @@ def import_file(name: str, file: Path, replacing: bool, change: ChangeAuthor, at
     try:
         with file.open(encoding="utf-8-sig", newline="") as opened:
             reader = csv.DictReader(opened, restval="", strict=True)
-            names, rows = reader.fieldnames or (), [*reader]
+            names, rows = reader.fieldnames or (), [{**row, "at": f"line {reader.line_num}, "} for row in reader]
     except (UnicodeDecodeError, csv.Error) as error:
         raise click.UsageError(f"{file} is no CSV in UTF-8: {error}") from None
     if "value" not in names or not {*_COLUMNS}.issuperset(names) or len({*names}) < len(names):
@@ -134,7 +134,7 @@ def import_file(name: str, file: Path, replacing: bool, change: ChangeAuthor, at
             f"{','.join(names)!r}"
         )
     if long := next((row for row in rows if None in row), None):
-        raise click.UsageError(f"{file}: the row of {long['value']!r} has more cells than the header")
+        raise click.UsageError(f"{file}: {long['at']}the row of {long['value']!r} has more cells than the header")
     _add(name, rows, change, at, replacing=replacing, **given)
 
 
@@ -267,7 +267,7 @@ def _add(
                 added_us=now_us,
             )
         except click.UsageError as error:
-            raise click.UsageError(f"entry {row['value']!r}: {error.message}") from None
+            raise click.UsageError(f"{row.get('at', '')}entry {row['value']!r}: {error.message}") from None
 
     def added(changes: ListChanges) -> tuple[WrittenChange, list[ListEntry]]:
         if kind is None or field is None:

@@ -334,14 +334,9 @@ def test_a_browser_without_shared_workers_is_live_too(desk: Desk) -> None:
 
 def test_filters_and_pages_are_addresses(desk: Desk) -> None:
     with desk.page("/?state=closed&holder=-&min_loss=12.5&q=a%26b&after=100") as page:
-        wanted = desk.cases.filters[-1]
-        assert (wanted.text, wanted.status, wanted.holder, wanted.least_loss, wanted.after) == (
-            "a&b",
-            "closed",
-            "-",
-            12.5,
-            100,
-        )
+        # The page of a test before may have asked for its own once more meanwhile.
+        asked = [(each.text, each.status, each.holder, each.least_loss, each.after) for each in desk.cases.filters]
+        assert ("a&b", "closed", "-", 12.5, 100) in asked
         assert page.locator(".filters [name=q]").input_value() == "a&b"
         assert (
             page.get_by_role("link", name="CSV").get_attribute("href")
@@ -623,7 +618,7 @@ def test_the_csv_is_that_of_the_filter(desk: Desk) -> None:
     lines = list(csv.DictReader(io.StringIO(answer.text, newline="")))
     assert len(lines) == 11
     assert {"'=1+1", "card-100"} <= {line["card_id"] for line in lines}
-    assert desk.cases.filters[-1].limit == queue_pages.CSV_ROWS
+    assert queue_pages.CSV_ROWS in [each.limit for each in desk.cases.filters]
 
 
 def test_an_exported_case_opens_without_a_network_and_has_its_record(desk: Desk, tmp_path: Path) -> None:

@@ -584,8 +584,8 @@ def test_a_file_that_is_none_is_refused_in_a_sentence(cluster: Cluster, tmp_path
         ("value\nDE\xe4".encode("latin-1"), "is no CSV in UTF-8"),
         (b"value\n" + b"x" * 200_000, "is no CSV in UTF-8"),
         (b"value,value\nDE,AT\n", "each once"),
-        (b"value,owner\nDE,a,b\n", "the row of 'DE' has more cells than the header"),
-        (b"value,expires\nDE,tomorrow\n", "entry 'DE': 'tomorrow' is no time"),
+        (b"value,owner\nDE,a,b\n", "line 2, the row of 'DE' has more cells than the header"),
+        (b"value,expires\nDE,tomorrow\n", "line 2, entry 'DE': 'tomorrow' is no time"),
         (b"value,expires\nDE,\nDE,2020-01-01\n", "entry 'DE' is given twice"),
     ):
         (file := tmp_path / "home.csv").write_bytes(content)
