@@ -47,8 +47,10 @@ def command(value: str | None, field: str) -> None:
         token = keys.token(name)
         if token is None:
             raise click.ClickException(f"the token database {settings.token_database} has no key for this {field}")
-        is_reported = field != CARD_ID or report_to_consoles(settings, token)
-        listed = forget_listed(settings, field, token)
+        bootstrap = _find_cluster(settings)
+        if bootstrap is not None and field == CARD_ID:
+            report_to_consoles(bootstrap, settings, token)
+        listed = 0 if bootstrap is None else forget_listed(bootstrap, settings, field, {token, name[1]})
         keys.forget(name)
     click.echo(
         "The key is destroyed: nobody can link the token to the card any more, and the card gets a new one if it "
@@ -56,10 +58,13 @@ def command(value: str | None, field: str) -> None:
     )
     if listed:
         click.echo(f"{listed} entries of lists and their removals are taken out of the lists.")
-    if not is_reported:
-        click.echo(
-            "No cluster was found, so that consoles are not told: one that reads the topics anew holds the cases again."
-        )
+    if bootstrap is None:
+        if field == CARD_ID:
+            click.echo(
+                "No cluster was found, so that consoles are not told: one that reads the topics anew holds the cases "
+                "again."
+            )
+        click.echo("No cluster was found, so that lists keep the token, which nobody can link any more.")
     if database_file(settings).exists():
         try:
             cases = forget_value(database_file(settings), field, token)
@@ -77,16 +82,8 @@ def command(value: str | None, field: str) -> None:
         click.echo(line)
 
 
-def report_to_consoles(settings: Settings, token: str) -> bool:
-    """Write to ``case-events`` that a card is forgotten; return False where no cluster is named and none runs here.
-
-    Raises:
-        ClusterNotFound: The cluster does not answer.
-        DeliveryFailed: It was not written.
-    """
-    bootstrap = _find_cluster(settings)
-    if bootstrap is None:
-        return False
+def report_to_consoles(bootstrap: str, settings: Settings, token: str) -> None:
+    """Write to ``case-events`` that a card is forgotten; raises `DeliveryFailed` where it was not written."""
     now = datetime.now(UTC)
     event = CaseEvent(
         event_id=uuid4().hex, case_id=token, card_id=token, kind=FORGOTTEN, by=user_name() or "forget", at=now
@@ -94,29 +91,33 @@ def report_to_consoles(settings: Settings, token: str) -> bool:
     with RecordProducer(bootstrap, settings) as producer:
         topic = settings.topic(CASE_EVENTS.name)
         producer.produce(topic, token.encode(), encode(event), timestamp_us(now) // US_PER_MS)
-    return True
 
 
-def forget_listed(settings: Settings, field: str, token: str) -> int:
-    """Take a value out of all lists of its field; return how often it was there, 0 where no cluster can be reached.
+def forget_listed(bootstrap: str, settings: Settings, field: str, values: set[str]) -> int:
+    """Take a token, and what it stands for, out of all lists of their field.
+
+    An entry is the value itself where somebody wrote it who lacked the secret.
+
+    Returns:
+        How often they were there.
 
     Raises:
-        ClusterNotFound: The cluster does not answer.
         DeliveryFailed: It was not written.
     """
-    bootstrap, name = _find_cluster(settings), field.removeprefix("attributes.")
-    if bootstrap is None:
-        return 0
-    log = ListLog(bootstrap, settings)
-    if not (log.forgotten() or any(log.without(name, token))):
+    log, name = ListLog(bootstrap, settings), field.removeprefix("attributes.")
+    if not (log.forgotten() or any(log.without(name, values))):
         return 0
     author = ChangeAuthor(user_name() or "forget", "A value was forgotten.")
-    count: int = changed(ListChanges.on, bootstrap, settings, lambda changes: changes.forget(name, token, author))
+    count: int = changed(ListChanges.on, bootstrap, settings, lambda changes: changes.forget(name, values, author))
     return count
 
 
 def _find_cluster(settings: Settings) -> str | None:
-    """Return the address of the cluster; None where none is named and none runs here."""
+    """Return the address of the cluster; None where none is named and none runs here.
+
+    Raises:
+        ClusterNotFound: One is named and does not answer.
+    """
     try:
         return find_cluster(settings)
     except ClusterNotFound:

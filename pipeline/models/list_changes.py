@@ -1,7 +1,7 @@
 """Changes of the lists by a person: each is checked, and what it makes becomes active at once."""
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Final, NamedTuple, Self
 
@@ -217,13 +217,13 @@ class ListChanges:
         merged = replace(parts[0], definitions=new, entries=entries, forgotten=0)
         return self._write(merged, author, approves=reference.version)
 
-    def forget(self, field: str, value: str, author: ChangeAuthor) -> int:
-        """Take a value of a field out of all changes there ever were, and let workers read them again.
+    def forget(self, field: str, values: Collection[str], author: ChangeAuthor) -> int:
+        """Take values of a field out of all changes there ever were, and let workers read them again.
 
         Returns:
-            How often a value was there, this one, or another one whose workers nobody has let read again.
+            How often a value was there, one of these, or another one whose workers nobody has let read again.
         """
-        self._writer.records(map(part_record, self._log.without(field, value)))
+        self._writer.records(map(part_record, self._log.without(field, values)))
         known = [event.figures.get(_FORGOTTEN) for event in self._published.history.activations]
         before = max((number for number in known if isinstance(number, int)), default=0)
         if count := (forgotten := self._log.forgotten()) - before:

@@ -6,7 +6,7 @@ nobody activated are skipped. A change is applied to what was loaded before, so 
 
 import hashlib
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import closing
 from enum import Enum
 from functools import cached_property
@@ -128,13 +128,13 @@ class ListLog:
         """Return how often values were taken out of parts because somebody has forgotten them."""
         return sum(head.forgotten for of_change in self.parts().values() for head, _ in of_change.values())
 
-    def without(self, field: str, value: str) -> Iterator[ListChange]:
-        """Yield the parts that hold a value of a field, without it: of all changes, activated or not."""
+    def without(self, field: str, values: Collection[str]) -> Iterator[ListChange]:
+        """Yield the parts that hold one of some values of a field, without it: of all changes, activated or not."""
         parts = [_decode(value) for of_change in self.parts().values() for _, value in of_change.values()]
         names = {each.name for part in parts for each in part.definitions if each.field == field}
         for part in parts:
-            entries = [entry for entry in part.entries if entry.list not in names or entry.value != value]
-            removed = [pair for pair in part.removed if pair[0] not in names or pair[1] != value]
+            entries = [entry for entry in part.entries if entry.list not in names or entry.value not in values]
+            removed = [pair for pair in part.removed if pair[0] not in names or pair[1] not in values]
             if (count := len(part.entries) + len(part.removed) - len(entries) - len(removed)) > 0:
                 yield replace(part, entries=entries, removed=removed, forgotten=part.forgotten + count)
 

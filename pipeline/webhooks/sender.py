@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Final, NamedTuple
 from urllib.parse import quote
 
-from aiohttp import ClientError, ClientSession, ClientTimeout
+from aiohttp import ClientError, ClientResponseError, ClientSession, ClientTimeout
 from yarl import URL
 
 from pipeline.protection.signing import KeyFileError, private_bytes
@@ -72,9 +72,10 @@ class Sender:
         except TimeoutError:
             return Outcome(False, False, f"no answer within {TIMEOUT_S:g} s")
         except (OSError, ClientError) as error:
-            # The text of some has the address, which may be a secret.
-            return Outcome(False, False, getattr(error, "message", "") or str(error) or type(error).__name__)
-        if status < 300:
+            # The text of some has the address, which may be a secret, or what the receiver wrote in place of an answer.
+            said = "" if isinstance(error, ClientResponseError) else getattr(error, "message", "") or str(error)
+            return Outcome(False, False, said or type(error).__name__)
+        if 200 <= status < 300:
             return Outcome(True, False, str(status))
         return Outcome(False, status < 500 and status not in _PASSING, f"status {status}")
 

@@ -143,6 +143,7 @@ class Webhook:
             log.warning(
                 "%s %s is not delivered, and is sent again in %g s: %s", event.type, event.id, wait_s, outcome.text
             )
+            self._follower.commit()  # Brokers forget a group that is silent, however long a receiver is down.
             if self._stop.wait(wait_s):
                 return False
             wait_s = min(2 * wait_s, LONGEST_WAIT_S)

@@ -73,7 +73,7 @@ class Receiver:
 
     @property
     def delivered(self) -> list[Request]:
-        return [request for request in self.requests if request.status < 300]
+        return [request for request in self.requests if 200 <= request.status < 300]
 
     def close(self) -> None:
         self.released.set()

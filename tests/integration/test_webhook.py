@@ -3,6 +3,7 @@
 import base64
 import hashlib
 import hmac
+import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ from typing import Any
 
 import msgspec
 import pytest
+from confluent_kafka.admin import AdminClient
 from prometheus_client.registry import CollectorRegistry
 
 from pipeline.models.publish import ControlWriter
@@ -143,13 +145,13 @@ def test_a_receiver_that_is_down_gets_all_in_order_once_it_is_up(
 
 def test_what_passes_is_sent_again_and_what_does_not_is_a_dead_letter(cluster: Cluster) -> None:
     with receiver() as hook, running(cluster, hook) as registry:
-        hook.statuses = [500, 429, 302, 200, *[400] * MOST_REFUSALS]
+        hook.statuses = [500, 429, 302, 101, 200, *[400] * MOST_REFUSALS]
         for number in range(1, 4):
             raise_alert(cluster, number, case=number)
         eventually(lambda: len(hook.delivered) == 2)
-        assert ids(hook.requests) == ["a1"] * 4 + ["a2"] * MOST_REFUSALS + ["a3"]
+        assert ids(hook.requests) == ["a1"] * 5 + ["a2"] * MOST_REFUSALS + ["a3"]
         eventually(lambda: _count(registry, "delivered") == 2)
-        assert (_count(registry, "failed"), _count(registry, "skipped")) == (3 + MOST_REFUSALS - 1, 1)
+        assert (_count(registry, "failed"), _count(registry, "skipped")) == (4 + MOST_REFUSALS - 1, 1)
         (letter,) = cluster.read(DEAD_LETTERS)
         headers = dict(letter.headers)
         assert headers["dead-letter-error"] == b"webhook_refused"
@@ -159,6 +161,34 @@ def test_what_passes_is_sent_again_and_what_does_not_is_a_dead_letter(cluster: C
         assert "webhook_refused" in listed
         sent = cluster.command("dead-letters", "resend", "--code", "webhook_refused", "--yes").output
         assert "are not resent" in sent
+
+
+def test_its_place_is_kept_however_long_a_receiver_is_down(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipeline.kafka.readers.committed_follower.RENEWED_S", 0.0)
+    with receiver() as hook, running(cluster, hook):
+        hook.status = 503
+        raise_alert(cluster, 1, case=1)
+        eventually(lambda: len(hook.requests) > 0)
+        # As brokers forget it, days later.
+        admin, group = AdminClient({"bootstrap.servers": cluster.bootstrap}), cluster.settings.topic("webhook")
+        admin.delete_consumer_groups([group])[group].result()
+        eventually(lambda: len(cluster.committed("webhook", ALERTS)) == 3)
+        assert not hook.delivered
+
+
+def test_what_a_receiver_writes_in_place_of_an_answer_is_not_logged() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def echo() -> None:
+            connection, _ = server.accept()
+            with connection:
+                connection.sendall(b"no such " + connection.recv(65_536).split(b"\r\n")[0] + b"\r\n\r\n")
+
+        threading.Thread(target=echo).start()
+        url = f"http://127.0.0.1:{server.getsockname()[1]}/hook?key=hidden"
+        outcome = Sender(url, SECRET, threading.Event()).send("e1", b"{}")
+    assert (outcome.delivered, outcome.permanent) == (False, False)
+    assert outcome.text == "ClientResponseError"
 
 
 @pytest.mark.parametrize("timeout_s", [0.5, 3_600.0])
