@@ -22,8 +22,8 @@ from pipeline.commands.shared_options import (
     print_facts,
     user_name,
 )
-from pipeline.decision.rules import FILE_SUFFIX, Rule, RuleSet, condition_of
-from pipeline.expressions.trees import lines_of
+from pipeline.decision.rules import FILE_SUFFIX, SCORES, Rule, RuleSet, condition_of
+from pipeline.expressions.trees import doubts_about, lines_of
 from pipeline.kafka.cluster.errors import TopicError
 from pipeline.models.changes import ChangeAuthor
 from pipeline.models.list_log import LEAKS, ListTime
@@ -89,6 +89,9 @@ def check(path: Path) -> None:
         click.echo("\n".join(missing_lines(missing)))
         raise click.ClickException(f"{', '.join(missing)} must be declared: add these lines to features.toml")
     RuleSet(file.rule for file in files)
+    for file in files:
+        for doubt in doubts_about(condition_of(file.rule), SCORES):
+            click.echo(printable(f"Look at {file.rule.code}: {doubt}."))
     click.echo(printable(f"Can be used: {', '.join(file.rule.code for file in files)}."))
 
 

@@ -5,7 +5,7 @@ float64. There are no casts: a text never equals a number.
 """
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Final
@@ -155,6 +155,25 @@ def lists_in(tree: Condition) -> frozenset[Node]:
 def list_fields_in(trees: Iterable[Condition]) -> frozenset[tuple[str, str]]:
     """Return the names of the lists that trees read, each with the field that they look for there."""
     return frozenset((name, field) for tree in trees for _, (_, field), (_, name) in lists_in(tree))
+
+
+def doubts_about(tree: Condition, shares: Collection[str]) -> Iterator[str]:
+    """Yield a sentence on each part of a tree that its author can hardly have meant.
+
+    Args:
+        tree: The condition.
+        shares: Fields whose numbers lie between 0 and 1.
+    """
+    for node in _nodes(tree.root):
+        if node[0] not in OPERATORS or OPERATORS[node[0]].result is not ValueKind.BOOLEAN:
+            continue
+        leaves = [operand for operand in node[1:] if operand[0] not in OPERATORS]
+        share = next((value for kind, value in leaves if kind == "field" and value in shares), None)
+        if share is not None and any(kind == "number" and not 0 <= value <= 1 for kind, value in leaves):
+            yield f"{_part(node)}: {share} lies between 0 and 1"
+        ends = [end[1] for end in node[2:] if end[0] in ("number", "text")]
+        if node[0] == "between" and len(ends) == 2 and ends[0] > ends[1]:
+            yield f"{_part(node)} is never true: write the smaller value first"
 
 
 def is_list_test(node: Node) -> bool:

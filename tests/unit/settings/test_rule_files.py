@@ -3,7 +3,9 @@
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
+from pipeline.cli import main
 from pipeline.decision.rules import FIELDS
 from pipeline.expressions.trees import Condition, check_tree, lines_of
 from pipeline.settings import rule_files
@@ -118,3 +120,26 @@ def test_the_examples_can_be_used() -> None:
     for path in files:
         assert isinstance(check_tree(read_rule(path).rule.tree, FIELDS), Condition)
         assert read_rule(path).rule.code == path.stem
+
+
+@pytest.mark.parametrize(
+    ("condition", "doubt"),
+    [
+        ("amount > 5 and not (50 < score)", "50 < score: score lies between 0 and 1"),
+        ("river in (0.5, 2)", "river in (0.5, 2): river lies between 0 and 1"),
+        ("amount between 22 and 6", "amount between 22 and 6 is never true: write the smaller value first"),
+        ("country between 'DE' and 'AT'", "country between 'DE' and 'AT' is never true: write the smaller value first"),
+        (
+            "5 between hour * 2 and 3 and amount between hour * 2 and hour and score between 0 and 1 and amount between 6 and 6",
+            None,
+        ),
+        ("score * 100 > 50 and case when amount > 5 then score else 7 end > 0.5", None),
+    ],
+)
+def test_a_part_that_no_value_changes_is_doubted_and_can_be_used(
+    tmp_path: Path, condition: str, doubt: str | None
+) -> None:
+    written(tmp_path, HEAD + condition)
+    done = CliRunner().invoke(main, ["rules", "check", str(tmp_path)])
+    assert done.exit_code == 0, done.output
+    assert done.output.splitlines() == [*([f"Look at abroad: {doubt}."] if doubt else []), "Can be used: abroad."]
