@@ -129,10 +129,8 @@ def test_the_examples_can_be_used() -> None:
         ("river in (0.5, 2)", "river in (0.5, 2): river lies between 0 and 1"),
         ("amount between 22 and 6", "amount between 22 and 6 is never true: write the smaller value first"),
         ("country between 'DE' and 'AT'", "country between 'DE' and 'AT' is never true: write the smaller value first"),
-        (
-            "5 between hour * 2 and 3 and amount between hour * 2 and hour and score between 0 and 1 and amount between 6 and 6",
-            None,
-        ),
+        ("5 between hour * 2 and 3 and amount between hour and 5 and amount between 6 and 6", None),
+        ("score between 0 and 1", None),
         ("score * 100 > 50 and case when amount > 5 then score else 7 end > 0.5", None),
     ],
 )
