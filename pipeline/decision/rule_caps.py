@@ -35,7 +35,8 @@ class _Counts(msgspec.Struct, frozen=True, array_like=True):
 class PartitionCaps:
     """Alerts of each rule in the newest event hour of a partition of ``profiled``.
 
-    They depend on the order of the log and on the rules that decided, and not on how rows are cut into batches. Where
+    They depend on the order of the log and on the rules that decided, and not on how rows are cut into batches, as long
+    as no more than `MOST_COUNTED` rules with caps alert in an hour: others begin at zero with each batch. Where
     something was decided while a rule raised nothing, it is counted from zero.
 
     Args:

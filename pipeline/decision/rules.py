@@ -43,6 +43,7 @@ LONGEST_SENTENCE: Final = 1_000
 CONTROL: Final = re.compile("[\0-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]")
 """What ends a line, moves a cursor or turns the direction of what people read."""
 FILE_SUFFIX: Final = ".sql"
+_SUFFIX: Final = re.compile(r"\.sql\Z")
 SCORES: Final = ("score", *(kind.name for kind in KINDS))
 """Probabilities that a rule can read: the blend's, and each model's own."""
 TEXTS: Final = frozenset({*(name for name, kind in CONTRACT_FIELDS.items() if kind is ValueKind.TEXT), *ACTIVE.texts})
@@ -135,10 +136,9 @@ def adopted(olds: Iterable[PolicyRule], owner: str) -> list[Rule]:
     """Return the active rules that do what those of a policy do, each with a code that a set can have."""
     found: dict[str, Rule] = {}
     for old in olds:
-        code = "".join(mark if mark.isprintable() else " " for mark in old.code).strip().lstrip("- ") or "rule"
-        if code.endswith(FILE_SUFFIX):
-            code = f"{code.removesuffix(FILE_SUFFIX)}-sql"
-        codes = chain([code[:LONGEST_CODE].strip()], (f"{code[: LONGEST_CODE - 4]}-{number}" for number in count(2)))
+        code = "".join(mark if mark.isprintable() else " " for mark in old.code).strip().lstrip("- ")
+        code = _SUFFIX.sub("-sql", _SUFFIX.sub("-sql", code)[:LONGEST_CODE].strip()).lstrip("- ") or "rule"
+        codes = chain([code], (f"{code[: LONGEST_CODE - 4]}-{number}" for number in count(2)))
         code = next(each for each in codes if each not in found)
         found[code] = old.adopted(owner, code)
     return [*found.values()]

@@ -98,7 +98,7 @@ class Breaker:
     """
 
     def __init__(self, bootstrap: str, settings: Settings, stopped: Callable[[], bool]) -> None:
-        self._stopped, self._counts, self._clocks = stopped, RuleCounts(), dict[int, EventClock]()
+        self._stopped, self._counts, self._clocks = stopped, RuleCounts(), dict[tuple[int, int], EventClock]()
         self._control = TopicFollower(bootstrap, settings, CONTROL).start()
         contents = VersionContents(bootstrap, settings)
         self._published = PublishedVersions(settings, (), contents, waiting=self._waiting)
@@ -143,8 +143,11 @@ class Breaker:
             # The activations that they were decided by were on ``control`` before them.
             self._refresh()
         for rows in batches:
-            clock = self._clocks.setdefault(rows.partition, EventClock())
-            self._counts.add(clock.hours(rows.times_us()).tolist(), rows.decided)
+            # Workers are at different hours of their partitions, which all write to those of ``decisions``.
+            for of_log in rows.by_log():
+                at = rows.partition, of_log.decided[0].log.partition
+                hours = self._clocks.setdefault(at, EventClock()).hours(of_log.times_us())
+                self._counts.add(hours.tolist(), of_log.decided)
 
     def _stop(self) -> None:
         """Stop what still exceeds a cap, as `ControlWriter.undisturbed` calls it."""

@@ -21,7 +21,7 @@ from pipeline.kafka.records.internal import not_counted, readable
 from pipeline.scoring.blend import sigmoid
 from pipeline.settings import Settings
 from schemas.codec import timestamp_us
-from schemas.messages import ModelScores, Versions
+from schemas.messages import LogPosition, ModelScores, Versions
 from schemas.records import Record
 from schemas.times import US_PER_DAY, US_PER_HOUR
 from schemas.topics import ACCEPTED_LABELS, DECISIONS, Topic
@@ -44,6 +44,7 @@ class DecisionFields(msgspec.Struct, frozen=True, gc=False):
     versions: Versions
     case_id: str
     decided_at: datetime
+    log: LogPosition
     selection: str | None = None
     rule_hits: list[str] = []
     overruled: dict[str, list[str]] = {}
@@ -62,6 +63,13 @@ class PartitionDecisions(NamedTuple):
         """Return those with an event time up to an hour since 1970."""
         hours = (self.times_us() // US_PER_HOUR).tolist()
         return self._replace(decided=[decision for decision, at in zip(self.decided, hours, strict=True) if at <= hour])
+
+    def by_log(self) -> "list[PartitionDecisions]":
+        """Return those of each partition of ``profiled``, which have the order of its log."""
+        found: dict[int, list[DecisionFields]] = {}
+        for decision in self.decided:
+            found.setdefault(decision.log.partition, []).append(decision)
+        return [self._replace(decided=decided) for decided in found.values()]
 
     def scored(self, lightgbm: str) -> ScoredRows:
         """Return what the controller reads; ``lightgbm`` is the version whose scores count."""

@@ -212,6 +212,12 @@ class ListChanges:
         change = read_manifest(list_payload(self._published, reference)).change
         parts = [part for part in self._log.changes(change) if part.change == change]
         definitions = {**{each.name: each for each in parts[0].definitions}, **self.contents.definitions}
+        for proposed in parts[0].definitions:
+            if (known := definitions[proposed.name]) != proposed:
+                raise ModelError(
+                    f"list {known.name!r} has become a {known.kind} list of {known.field} ({known.match}) since change "
+                    f"{reference.version} was proposed: propose it again with another name"
+                )
         entries = [self._checked(definitions[entry.list], entry) for part in parts for entry in part.entries]
         new = [each for each in parts[0].definitions if each.name not in self.contents.definitions]
         merged = replace(parts[0], definitions=new, entries=entries, forgotten=0)

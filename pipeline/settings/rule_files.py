@@ -53,7 +53,9 @@ def read_directory(directory: Path) -> list[RuleFile]:
         RuleFileError: There is none, one cannot be used, or two have one code.
     """
     try:
-        paths = sorted(path for path in directory.iterdir() if path.suffix.lower() == FILE_SUFFIX)
+        # Names that begin with a dot are what editors leave.
+        named = [path for path in directory.iterdir() if not path.name.startswith(".")]
+        paths = sorted(path for path in named if path.suffix.lower() == FILE_SUFFIX)
     except OSError as error:
         raise RuleFileError(f"{directory} cannot be read: {error.strerror}") from error
     if not paths:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Final, NamedTuple
 from urllib.parse import quote
 
-from aiohttp import ClientError, ClientResponseError, ClientSession, ClientTimeout
+from aiohttp import ClientError, ClientSession, ClientTimeout, ServerDisconnectedError
 from yarl import URL
 
 from pipeline.protection.signing import KeyFileError, private_bytes
@@ -22,8 +22,8 @@ TIMEOUT_S: Final = 10.0
 _STOP_POLL_S: Final = 0.1
 _PREFIX: Final = "whsec_"
 _LEAST_SECRET_BYTES: Final = 24
-_PASSING: Final = frozenset({408, 425, 429})
-"""Statuses below 500 that pass by themselves."""
+_PASSING: Final = frozenset({407, 408, 425, 429})
+"""Statuses below 500 that pass by themselves, or are a proxy's."""
 
 
 class Outcome(NamedTuple):
@@ -71,10 +71,10 @@ class Sender:
             status = answer.result()
         except TimeoutError:
             return Outcome(False, False, f"no answer within {TIMEOUT_S:g} s")
-        except (OSError, ClientError) as error:
-            # The text of some has the address, which may be a secret, or what the receiver wrote in place of an answer.
-            said = "" if isinstance(error, ClientResponseError) else getattr(error, "message", "") or str(error)
-            return Outcome(False, False, said or type(error).__name__)
+        except (OSError, ClientError, ValueError) as error:
+            # The text of others has an address, which may be a secret, or what was written in place of an answer.
+            is_known = isinstance(error, OSError | ServerDisconnectedError)
+            return Outcome(False, False, (str(error) if is_known else "") or type(error).__name__)
         if 200 <= status < 300:
             return Outcome(True, False, str(status))
         return Outcome(False, status < 500 and status not in _PASSING, f"status {status}")

@@ -1,7 +1,7 @@
 """Caps on rules with a real broker: partitions stop a rule by themselves, the breaker stops it everywhere."""
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from datetime import UTC, datetime
 from pathlib import Path
@@ -13,7 +13,7 @@ from pipeline.models.breaker import Breaker
 from pipeline.models.decision_feed import PartitionDecisions, RecentFeed
 from pipeline.models.library import PublishedVersions
 from pipeline.models.publish import ControlWriter, ModelChange, VersionToPublish, publish_active
-from schemas.messages import Activation, Decision
+from schemas.messages import Activation, Decision, LogPosition
 from schemas.topics import DECISIONS
 from tests.helpers.backtest_inputs import backtest_of
 from tests.helpers.champion import rule
@@ -101,9 +101,14 @@ def test_partitions_stop_a_rule_through_a_death_and_the_breaker_stops_it_until_i
     assert (again.comparison.compared, again.comparison.differences) == (360, [])
 
 
-def test_decisions_that_are_read_before_the_activation_they_were_made_by_count(
-    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def state_behind(cluster: Cluster, monkeypatch: pytest.MonkeyPatch, hours: Sequence[tuple[int, int]]) -> str:
+    """Return the state of a rule that is activated, and hits, between two looks of a breaker.
+
+    Args:
+        cluster: The cluster.
+        monkeypatch: For the breaker's feed.
+        hours: Of each hit, the partition of ``profiled`` and the event hour.
+    """
     cluster.publish()
     flood = RuleSet([rule("flood", "amount > 0", max_alerts_per_hour=CAP)])
     step = ModelChange(figures={"rules": [{"code": "flood", "before": "draft", "after": "active"}]})
@@ -114,17 +119,34 @@ def test_decisions_that_are_read_before_the_activation_they_were_made_by_count(
         found: list[PartitionDecisions] = []
         if not looked:
             publish_active(cluster.bootstrap, cluster.settings, VersionToPublish.from_models(flood), step)
-            at = datetime.now(UTC)
-            for number in range(CAP + 1):
-                value = decision(number, at, rule_hits=["flood"], selection="rule")
-                cluster.write(DECISIONS, value, b"c1", at, partition=0)
+            now = datetime.now(UTC)
+            for number, (partition, hour) in enumerate(hours):
+                hit = {"rule_hits": ["flood"], "selection": "rule", "event_time": after(hours=hour)}
+                value = decision(number, now, log=LogPosition(partition=partition, offset=number), **hit)
+                cluster.write(DECISIONS, value, b"c1", now, partition=0)
             cluster.flush()
-            eventually(lambda: sum(len(rows.decided) for rows in found) > CAP, lambda: found.extend(new(feed, 0.1)))
+            eventually(
+                lambda: sum(len(rows.decided) for rows in found) >= len(hours), lambda: found.extend(new(feed, 0.1))
+            )
         looked.append(len(found))
         yield from found
 
     monkeypatch.setattr(RecentFeed, "new", decided_meanwhile)
     with closing(Breaker(cluster.bootstrap, cluster.settings, lambda: len(looked) == 2)) as breaker:
         breaker.run()
-    rules = PublishedVersions.on(cluster.bootstrap, cluster.settings).model_set.rules
-    assert [known.state for known in rules.rules] == ["stopped"]
+    (known,) = PublishedVersions.on(cluster.bootstrap, cluster.settings).model_set.rules.rules
+    return known.state
+
+
+def test_decisions_that_are_read_before_the_activation_they_were_made_by_count(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert state_behind(cluster, monkeypatch, [(0, 1)] * (CAP + 1)) == "stopped"
+
+
+def test_partitions_that_are_worked_off_at_different_paces_stop_no_rule_that_kept_its_cap(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ahead = [(0, hour) for hour in range(10) for _ in range(CAP // 2)]
+    behind = [(1, hour) for hour in range(10) for _ in range(CAP // 2)]
+    assert state_behind(cluster, monkeypatch, ahead + behind) == "active"

@@ -565,6 +565,14 @@ def test_allow_entries_end_and_a_second_person_approves_where_one_is_asked_for(c
     assert "was approved already" in again
     shown = cluster.command("lists", "show", "good", code=0).output
     assert ("m1" in shown, "m2" in shown) == (False, True)
+    # Of two proposals of one name, the second to be approved would come into a list of another kind.
+    watched, blocked = (
+        version_of(cluster.command("lists", "add", "vip", "c1", "--kind", kind, "--field", field, *WHY, code=0).output)
+        for kind, field in (("watch", "card_id"), ("block", "merchant_id"))
+    )
+    cluster.command("lists", "approve", blocked, "--reason", "Yes.", "--by", "mona", code=0)
+    refused = cluster.command("lists", "approve", watched, "--reason", "Yes.", "--by", "mona", code=1).output
+    assert "list 'vip' has become a block list of merchant_id (text) since" in refused
 
 
 @pytest.mark.parametrize(

@@ -145,13 +145,13 @@ def test_a_receiver_that_is_down_gets_all_in_order_once_it_is_up(
 
 def test_what_passes_is_sent_again_and_what_does_not_is_a_dead_letter(cluster: Cluster) -> None:
     with receiver() as hook, running(cluster, hook) as registry:
-        hook.statuses = [500, 429, 302, 101, 200, *[400] * MOST_REFUSALS]
+        hook.statuses = [500, 429, 407, 302, 101, 200, *[400] * MOST_REFUSALS]
         for number in range(1, 4):
             raise_alert(cluster, number, case=number)
         eventually(lambda: len(hook.delivered) == 2)
-        assert ids(hook.requests) == ["a1"] * 5 + ["a2"] * MOST_REFUSALS + ["a3"]
+        assert ids(hook.requests) == ["a1"] * 6 + ["a2"] * MOST_REFUSALS + ["a3"]
         eventually(lambda: _count(registry, "delivered") == 2)
-        assert (_count(registry, "failed"), _count(registry, "skipped")) == (4 + MOST_REFUSALS - 1, 1)
+        assert (_count(registry, "failed"), _count(registry, "skipped")) == (5 + MOST_REFUSALS - 1, 1)
         (letter,) = cluster.read(DEAD_LETTERS)
         headers = dict(letter.headers)
         assert headers["dead-letter-error"] == b"webhook_refused"
@@ -189,6 +189,14 @@ def test_what_a_receiver_writes_in_place_of_an_answer_is_not_logged() -> None:
         outcome = Sender(url, SECRET, threading.Event()).send("e1", b"{}")
     assert (outcome.delivered, outcome.permanent) == (False, False)
     assert outcome.text == "ClientResponseError"
+
+
+@pytest.mark.parametrize("proxy", ["user:hidden@proxy.example:3128", "http://[hidden"])
+def test_a_proxy_that_cannot_be_used_is_not_logged(proxy: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("http_proxy", proxy)
+    outcome = Sender("http://receiver.example/hook", SECRET, threading.Event()).send("e1", b"{}")
+    assert (outcome.delivered, outcome.permanent) == (False, False)
+    assert "hidden" not in outcome.text
 
 
 @pytest.mark.parametrize("timeout_s", [0.5, 3_600.0])

@@ -129,7 +129,8 @@ def test_a_policy_s_rules_do_as_before_until_the_set_has_their_code(op: str, exp
 
 def test_old_rules_get_codes_and_sentences_that_a_set_can_have() -> None:
     long, ends = "x" * 100, "".join(map(chr, (7, 0x2028)))
-    codes = ["A", "A", " A ", "A-2", "b.sql", f"- {ends}", long, long, "n\u00a0o", "A"]
+    cut = f"{long[:96]}.sql"
+    codes = ["A", "A", " A ", "A-2", "b.sql", f"- {ends}", long, long, "n\u00a0o", "A", "--.sql", f"{cut} and more"]
     olds = [
         PolicyRule(code=code, feature="amount", op=">", value=float(at), sentence=f"One.{ends}Two." if at else " ")
         for at, code in enumerate(codes)
@@ -139,7 +140,7 @@ def test_old_rules_get_codes_and_sentences_that_a_set_can_have() -> None:
 
     assert RuleSet(moved).rules
     assert [each.code for each in moved] == [
-        *("A", "A-2", "A-3", "A-2-2", "b-sql", "rule", long, f"{long[:96]}-2", "n o", "A-4"),
+        *("A", "A-2", "A-3", "A-2-2", "b-sql", "rule", long, f"{long[:96]}-2", "n o", "A-4", "sql", f"{long[:96]}-sql"),
     ]
     assert [each.reason for each in moved[:2]] == ["Rule A.", "One.  Two."]
     assert [each.tree["tree"][2][1] for each in moved] == [float(at) for at in range(len(olds))]

@@ -78,6 +78,7 @@ def test_codes_are_unique_in_a_directory(tmp_path: Path) -> None:
     with pytest.raises(RuleFileError, match="gone cannot be read: No such file or directory"):
         read_directory(tmp_path / "gone")
     written(tmp_path, HEAD + "amount > 5")
+    written(tmp_path, "left by an editor", "._a.sql")
     written(tmp_path, HEAD + "amount > 6", "b.SQL")
     with pytest.raises(RuleFileError, match=r"b\.SQL: .*a\.sql has the code abroad too"):
         read_directory(tmp_path)
