@@ -90,7 +90,7 @@ def check(path: Path) -> None:
         raise click.ClickException(f"{', '.join(missing)} must be declared: add these lines to features.toml")
     RuleSet(file.rule for file in files)
     for file in files:
-        for doubt in doubts_about(condition_of(file.rule), SCORES):
+        for doubt in dict.fromkeys(doubts_about(condition_of(file.rule), SCORES)):
             click.echo(printable(f"Look at {file.rule.code}: {doubt}."))
     click.echo(printable(f"Can be used: {', '.join(file.rule.code for file in files)}."))
 
@@ -239,7 +239,7 @@ def publish(rule: str, history: str | None, mapping: Path | None, change: Change
     With --on, show then what it would have hit in the newest 14 days of a history, which `test` leaves out. Each look
     is recorded.
     """
-    given = usable_rules([read_rule(Path(rule))], Settings())[0] if rule.endswith(FILE_SUFFIX) else rule
+    given = usable_rules([read_rule(Path(rule))], Settings())[0] if rule.lower().endswith(FILE_SUFFIX) else rule
     bootstrap, settings = at()
     found, figures = given if isinstance(given, Rule) else None, None
     if history:

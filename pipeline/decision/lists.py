@@ -7,7 +7,8 @@ time lies before its expiry, whatever a clock shows.
 import hashlib
 import ipaddress
 import re
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from itertools import repeat
 from typing import Any, Final, NamedTuple
 
@@ -374,6 +375,13 @@ def normal_value(definition: ListDefinition, value: str) -> str:
         return str(network)
     except ValueError as error:
         raise ModelError(f"{value!r} is no network such as 192.0.2.0/24: {error}") from None
+
+
+def values_in(definition: ListDefinition, values: Iterable[str]) -> Iterator[str]:
+    """Yield values as the list holds them, without those that it cannot hold."""
+    for value in values:
+        with suppress(ModelError):
+            yield normal_value(definition, value)
 
 
 def _length(match: str, value: str) -> tuple[Any, Any]:

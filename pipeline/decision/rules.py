@@ -43,7 +43,7 @@ LONGEST_SENTENCE: Final = 1_000
 CONTROL: Final = re.compile("[\0-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]")
 """What ends a line, moves a cursor or turns the direction of what people read."""
 FILE_SUFFIX: Final = ".sql"
-_SUFFIX: Final = re.compile(r"\.sql\Z")
+_SUFFIX: Final = re.compile(re.escape(FILE_SUFFIX) + r"\Z")
 SCORES: Final = ("score", *(kind.name for kind in KINDS))
 """Probabilities that a rule can read: the blend's, and each model's own."""
 TEXTS: Final = frozenset({*(name for name, kind in CONTRACT_FIELDS.items() if kind is ValueKind.TEXT), *ACTIVE.texts})

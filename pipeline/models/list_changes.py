@@ -220,6 +220,8 @@ class ListChanges:
                 )
         entries = [self._checked(definitions[entry.list], entry) for part in parts for entry in part.entries]
         new = [each for each in parts[0].definitions if each.name not in self.contents.definitions]
+        for definition in new:
+            self._check_new(definition)
         merged = replace(parts[0], definitions=new, entries=entries, forgotten=0)
         return self._write(merged, author, approves=reference.version)
 

@@ -17,7 +17,7 @@ import numpy as np
 from msgspec.structs import replace
 from numpy.typing import NDArray
 
-from pipeline.decision.lists import NO_LISTS, ListSet, read_manifest
+from pipeline.decision.lists import NO_LISTS, ListSet, read_manifest, values_in
 from pipeline.kafka.cluster.log_offsets import Waiting, readable_range
 from pipeline.kafka.readers.replay_reader import RangeReader
 from pipeline.kafka.records.internal import OnRefused, TrustedRecords, not_counted
@@ -131,10 +131,11 @@ class ListLog:
     def without(self, field: str, values: Collection[str]) -> Iterator[ListChange]:
         """Yield the parts that hold one of some values of a field, without it: of all changes, activated or not."""
         parts = [_decode(value) for of_change in self.parts().values() for _, value in of_change.values()]
-        names = {each.name for part in parts for each in part.definitions if each.field == field}
+        definitions = {each for part in parts for each in part.definitions if each.field == field}
+        gone = {(each.name, held) for each in definitions for held in values_in(each, values)}
         for part in parts:
-            entries = [entry for entry in part.entries if entry.list not in names or entry.value not in values]
-            removed = [pair for pair in part.removed if pair[0] not in names or pair[1] not in values]
+            entries = [entry for entry in part.entries if (entry.list, entry.value) not in gone]
+            removed = [pair for pair in part.removed if pair not in gone]
             if (count := len(part.entries) + len(part.removed) - len(entries) - len(removed)) > 0:
                 yield replace(part, entries=entries, removed=removed, forgotten=part.forgotten + count)
 

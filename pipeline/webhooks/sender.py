@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Final, NamedTuple
 from urllib.parse import quote
 
-from aiohttp import ClientError, ClientSession, ClientTimeout, ServerDisconnectedError
+from aiohttp import ClientError, ClientSession, ClientTimeout
 from yarl import URL
 
 from pipeline.protection.signing import KeyFileError, private_bytes
@@ -73,8 +73,7 @@ class Sender:
             return Outcome(False, False, f"no answer within {TIMEOUT_S:g} s")
         except (OSError, ClientError, ValueError) as error:
             # The text of others has an address, which may be a secret, or what was written in place of an answer.
-            is_known = isinstance(error, OSError | ServerDisconnectedError)
-            return Outcome(False, False, (str(error) if is_known else "") or type(error).__name__)
+            return Outcome(False, False, (str(error) if isinstance(error, OSError) else "") or type(error).__name__)
         if 200 <= status < 300:
             return Outcome(True, False, str(status))
         return Outcome(False, status < 500 and status not in _PASSING, f"status {status}")

@@ -410,20 +410,24 @@ def test_forgetting_a_card_takes_its_entries_out_of_every_change(
     with monkeypatch.context() as without:
         without.delenv("FRAUD_PIPELINE_TOKEN_SECRET_FILE")
         cluster.settings = settings.model_copy(update={"token_secret_file": None})
-        cluster.command("lists", "add", "stolen", "4333", *WHY, code=0)
+        cluster.command("lists", "add", "stolen", "4333", "4444", *WHY, code=0)
     cluster.settings = settings
+    # One of them never had a token.
+    assert "1 entries of lists" in cluster.command("forget", "4444", code=0).output
+    assert "has no key for this card_id" in cluster.command("forget", "4444", code=1).output
     cluster.command("lists", "add", "stolen", "4333", *WHY, code=0)
     assert "4333" in cluster.command("lists", "show", "stolen", code=0).output
     assert "2 entries of lists" in cluster.command("forget", "4333", code=0).output
     assert "4333" not in cluster.command("lists", "show", "stolen", code=0).output
-    assert b"4333" not in b"".join({each.key: each.value or b"" for each in cluster.read(LISTS)}.values())
+    left = b"".join({each.key: each.value or b"" for each in cluster.read(LISTS)}.values())
+    assert [text for text in (b"4333", b"4444") if text in left] == []
 
     with monkeypatch.context() as patched:
         patched.setattr(ControlWriter, "activate", Mock(side_effect=DeliveryFailed("somebody was there before")))
         cluster.command("forget", "4111", code=1)
     assert "3 entries of lists" in cluster.command("forget", "4111", code=0).output
     forgotten = PublishedVersions.on(cluster.bootstrap, settings).history.activations[-1].figures["forgotten"]
-    assert forgotten == 2 + 3
+    assert forgotten == 1 + 2 + 3
 
     shown = cluster.command("lists", "show", "stolen", code=0).output
     assert token not in shown

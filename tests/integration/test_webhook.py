@@ -176,19 +176,23 @@ def test_its_place_is_kept_however_long_a_receiver_is_down(cluster: Cluster, mon
         assert not hook.delivered
 
 
-def test_what_a_receiver_writes_in_place_of_an_answer_is_not_logged() -> None:
+@pytest.mark.parametrize(
+    ("beginning", "text"),
+    [(b"no such ", "ClientResponseError"), (b"HTTP/1.1 200 no such ", "ServerDisconnectedError")],
+)
+def test_what_a_receiver_writes_in_place_of_an_answer_is_not_logged(beginning: bytes, text: str) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
 
         def echo() -> None:
             connection, _ = server.accept()
             with connection:
-                connection.sendall(b"no such " + connection.recv(65_536).split(b"\r\n")[0] + b"\r\n\r\n")
+                connection.sendall(beginning + connection.recv(65_536).split(b"\r\n")[0] + b"\r\nX-Cut: off")
 
-        threading.Thread(target=echo).start()
+        threading.Thread(target=echo, daemon=True).start()
         url = f"http://127.0.0.1:{server.getsockname()[1]}/hook?key=hidden"
         outcome = Sender(url, SECRET, threading.Event()).send("e1", b"{}")
     assert (outcome.delivered, outcome.permanent) == (False, False)
-    assert outcome.text == "ClientResponseError"
+    assert outcome.text == text
 
 
 @pytest.mark.parametrize("proxy", ["user:hidden@proxy.example:3128", "http://[hidden"])

@@ -36,9 +36,8 @@ class RuleWorth(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def earns_nothing(self) -> bool:
-        """True of an active rule that alerts, and finds no fraud that nothing else finds; False until labels say so."""
-        is_known = self.mature > 0 or self.hits == 0
-        return self.state == "active" and self.action == "alert" and is_known and not self.frauds_alone
+        """True of an active rule that alerts, and finds no fraud that nothing else finds."""
+        return self.state == "active" and self.action == "alert" and not self.frauds_alone
 
 
 class RuleHits(NamedTuple):

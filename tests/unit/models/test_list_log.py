@@ -106,6 +106,14 @@ def test_versions_behind_one_with_a_forgotten_value_are_built_on_it() -> None:
     assert [len(history.numbered(number)) for number in (1, 2)] == [1, 2]
 
 
+def test_an_address_is_forgotten_as_a_list_of_networks_holds_it() -> None:
+    log = MemoryLog()
+    networks = [entry("near", value) for value in ("10.0.0.1/32", "10.0.0.2/32")]
+    log.write(ListChange(change="", definitions=[definition("near", field="ip", match="cidr")], entries=networks))
+    (part,) = log.without("ip", ["10.0.0.1", "a token"])
+    assert part.entries == networks[1:]
+
+
 def test_a_value_that_is_forgotten_is_in_no_version_any_more() -> None:
     log = MemoryLog()
     first = log.write(added("", "a", "b"))
