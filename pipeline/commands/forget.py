@@ -44,11 +44,12 @@ def command(value: str | None, field: str) -> None:
     with TokenKeys.from_settings(settings) as keys:
         name = (field, value if value is not None else click.prompt(field, hide_input=True))
         # Made before the key is gone: afterwards nobody can find what consoles hold.
-        token, bootstrap = keys.token(name), _find_cluster(settings)
-        if bootstrap is not None and token is not None and field == CARD_ID:
-            report_to_consoles(bootstrap, settings, token)
-        values = {name[1]} if token is None else {name[1], token}
-        listed = 0 if bootstrap is None else forget_listed(bootstrap, settings, field, values)
+        token = keys.token(name)
+        bootstrap, listed = _find_cluster(settings), 0
+        if bootstrap is not None:
+            if token is not None and field == CARD_ID:
+                report_to_consoles(bootstrap, settings, token)
+            listed = forget_listed(bootstrap, settings, field, {name[1], token or name[1]})
         if listed:
             click.echo(f"{listed} entries of lists and their removals are taken out of the lists.")
         if token is None:
@@ -60,15 +61,13 @@ def command(value: str | None, field: str) -> None:
         "The key is destroyed: nobody can link the token to the card any more, and the card gets a new one if it "
         "is used again."
     )
-    if bootstrap is None:
-        if field == CARD_ID:
-            click.echo(
-                "No cluster was found, so that consoles are not told: one that reads the topics anew holds the cases "
-                "again."
-            )
+    if bootstrap is None and field == CARD_ID:
         click.echo(
-            "No cluster was found, so that lists keep the token, which nobody can link any more, and the value itself "
-            "where somebody listed that: run the command again where a cluster is."
+            "No cluster was found, so that consoles are not told: one that reads the topics anew holds the cases again."
+        )
+    if bootstrap is None:
+        click.echo(
+            "No cluster was found, so that lists keep the token, and the value until you run this again where one is."
         )
     if database_file(settings).exists():
         try:

@@ -144,10 +144,9 @@ class Breaker:
             self._refresh()
         for rows in batches:
             # Workers are at different hours of their partitions, which all write to those of ``decisions``.
-            for of_log in rows.by_log():
-                at = rows.partition, of_log.decided[0].log.partition
-                hours = self._clocks.setdefault(at, EventClock()).hours(of_log.times_us())
-                self._counts.add(hours.tolist(), of_log.decided)
+            for number, of_log in rows.by_log().items():
+                clock = self._clocks.setdefault((rows.partition, number), EventClock())
+                self._counts.add(clock.hours(of_log.times_us()).tolist(), of_log.decided)
 
     def _stop(self) -> None:
         """Stop what still exceeds a cap, as `ControlWriter.undisturbed` calls it."""

@@ -64,12 +64,12 @@ class PartitionDecisions(NamedTuple):
         hours = (self.times_us() // US_PER_HOUR).tolist()
         return self._replace(decided=[decision for decision, at in zip(self.decided, hours, strict=True) if at <= hour])
 
-    def by_log(self) -> "list[PartitionDecisions]":
-        """Return those of each partition of ``profiled``, which have the order of its log."""
+    def by_log(self) -> "dict[int, PartitionDecisions]":
+        """Return those of each partition of ``profiled`` by its number, in the order of its log."""
         found: dict[int, list[DecisionFields]] = {}
         for decision in self.decided:
             found.setdefault(decision.log.partition, []).append(decision)
-        return [self._replace(decided=decided) for decided in found.values()]
+        return {number: self._replace(decided=decided) for number, decided in found.items()}
 
     def scored(self, lightgbm: str) -> ScoredRows:
         """Return what the controller reads; ``lightgbm`` is the version whose scores count."""

@@ -213,15 +213,15 @@ class ListChanges:
         parts = [part for part in self._log.changes(change) if part.change == change]
         definitions = {**{each.name: each for each in parts[0].definitions}, **self.contents.definitions}
         for proposed in parts[0].definitions:
-            if (known := definitions[proposed.name]) != proposed:
+            if (known := self.contents.definitions.get(proposed.name)) is None:
+                self._check_new(proposed)
+            elif known != proposed:
                 raise ModelError(
                     f"list {known.name!r} has become a {known.kind} list of {known.field} ({known.match}) since change "
                     f"{reference.version} was proposed: propose it again with another name"
                 )
         entries = [self._checked(definitions[entry.list], entry) for part in parts for entry in part.entries]
         new = [each for each in parts[0].definitions if each.name not in self.contents.definitions]
-        for definition in new:
-            self._check_new(definition)
         merged = replace(parts[0], definitions=new, entries=entries, forgotten=0)
         return self._write(merged, author, approves=reference.version)
 

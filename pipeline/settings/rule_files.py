@@ -54,8 +54,9 @@ def read_directory(directory: Path) -> list[RuleFile]:
     """
     try:
         # Names that begin with a dot are what editors leave.
-        named = [path for path in directory.iterdir() if not path.name.startswith(".")]
-        paths = sorted(path for path in named if path.suffix.lower() == FILE_SUFFIX)
+        paths = sorted(
+            path for path in directory.iterdir() if path.suffix.lower() == FILE_SUFFIX and path.name[0] != "."
+        )
     except OSError as error:
         raise RuleFileError(f"{directory} cannot be read: {error.strerror}") from error
     if not paths:

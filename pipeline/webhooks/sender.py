@@ -71,9 +71,11 @@ class Sender:
             status = answer.result()
         except TimeoutError:
             return Outcome(False, False, f"no answer within {TIMEOUT_S:g} s")
-        except (OSError, ClientError, ValueError) as error:
-            # The text of others has an address, which may be a secret, or what was written in place of an answer.
-            return Outcome(False, False, (str(error) if isinstance(error, OSError) else "") or type(error).__name__)
+        except OSError as error:
+            return Outcome(False, False, str(error) or type(error).__name__)
+        except (ClientError, ValueError) as error:
+            # Its text may have an address, which may be a secret, or what was written in place of an answer.
+            return Outcome(False, False, type(error).__name__)
         if 200 <= status < 300:
             return Outcome(True, False, str(status))
         return Outcome(False, status < 500 and status not in _PASSING, f"status {status}")

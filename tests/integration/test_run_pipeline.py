@@ -48,7 +48,7 @@ def values(settings: Settings, topic: Topic) -> list[bytes]:
 
 
 def river_versions(settings: Settings) -> list[str]:
-    """What the run has learned, in the order of publication."""
+    """Return the versions of the River model, in the order of publication."""
     published = [msgspec.json.decode(value, type=ModelVersion) for value in values(settings, MODELS)]
     return [model.version for model in published if model.name == "river"]
 

@@ -177,7 +177,7 @@ def test_forget_says_what_remains(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         token = Tokeniser(keys).token("card_id", CARD)
     done = CliRunner().invoke(main, ["forget"], input=f"{CARD}\n")
     assert done.exit_code == 0, done.output
-    assert "so that consoles are not told" in done.output
+    assert "one that reads the topics anew holds the cases again" in done.output
     assert "so that lists keep the token" in done.output
     assert "  decisions: for 400 days\n" in done.output
     assert "  transactions: for ever\n" in done.output
